@@ -1,0 +1,173 @@
+//! Verdicts, directions, and the reasons that events give.
+
+/// Which way a flow goes as its subject sees it: the direction of the packet that opened it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Direction {
+    /// A peer opened the flow towards the subject.
+    Ingress = 1,
+    /// The subject opened the flow.
+    Egress = 2,
+}
+
+impl Direction {
+    /// From its number in a map or an event; zero and unknown numbers are `None`.
+    pub const fn from_u8(n: u8) -> Option<Self> {
+        match n {
+            1 => Some(Self::Ingress),
+            2 => Some(Self::Egress),
+            _ => None,
+        }
+    }
+}
+
+/// What happens to a packet. There is no default: code that forgets to decide does not compile.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Verdict {
+    /// The packet is dropped, or the system call refused.
+    Deny = 1,
+    /// The packet passes.
+    Allow = 2,
+}
+
+impl Verdict {
+    /// From its number in a map; zero and anything unknown is a deny.
+    #[inline(always)]
+    pub const fn from_u8(n: u8) -> Self {
+        if n == Self::Allow as u8 { Self::Allow } else { Self::Deny }
+    }
+}
+
+macro_rules! reasons {
+    ($( $(#[$doc:meta])* $name:ident = $n:literal, $text:literal; )*) => {
+        /// Why a verdict is what it is. The numbers and names are stable: events carry them.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Reason { $( $(#[$doc])* $name = $n, )* }
+
+        impl Reason {
+            /// Every reason, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// From its number in an event; `None` for a number that this version does not know.
+            pub const fn from_u8(n: u8) -> Option<Self> {
+                match n { $($n => Some(Self::$name),)* _ => None }
+            }
+
+            /// The stable name that events, metrics and documents use.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A rule decided; the record names it.
+    Rule = 1, "rule";
+    /// No rule matched and a segment of the subject isolates this direction.
+    Isolation = 2, "isolation";
+    /// No rule matched and nothing isolates the subject in this direction.
+    NoIsolation = 3, "no-isolation";
+    /// Both ends are the same workload, over loopback.
+    SelfTraffic = 4, "self";
+    /// Made by the kernel itself, not by a workload (a reset for a closed port, an echo reply).
+    KernelMade = 5, "kernel-made";
+    /// Neighbour or router discovery, without which no IPv6 flow works (RFC 4861).
+    NeighbourDiscovery = 6, "neighbour-discovery";
+    /// An ICMP error that quotes a packet of an allowed flow.
+    RelatedError = 7, "related-error";
+    /// Enforced at another hook of this host, which knows the workload better.
+    OtherHook = 8, "other-hook";
+    /// The packet ends inside a header that it announces.
+    Truncated = 16, "truncated";
+    /// A header contradicts itself or the packet (version, header length, total length).
+    Malformed = 17, "malformed";
+    /// A fragment whose first fragment is not known.
+    FragmentWithoutFirst = 18, "fragment-without-first";
+    /// More IPv6 extension headers than the parser reads.
+    TooManyHeaders = 19, "too-many-headers";
+    /// An Ethernet type other than IPv4, IPv6 or ARP.
+    UnknownEthertype = 20, "unknown-ethertype";
+    /// An ICMP error that quotes no packet of an allowed flow.
+    UnrelatedError = 21, "unrelated-error";
+    /// A map value that must be there is not: the policy is incomplete, so nothing passes.
+    NotInitialised = 32, "not-initialised";
+}
+
+/// Which hook judged. The numbers and names are stable: events carry them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Hook {
+    /// `cgroup/connect4`
+    Connect4 = 1,
+    /// `cgroup/connect6`
+    Connect6 = 2,
+    /// `cgroup/sendmsg4`
+    Sendmsg4 = 3,
+    /// `cgroup/sendmsg6`
+    Sendmsg6 = 4,
+    /// `cgroup_skb/ingress`
+    CgroupIngress = 5,
+    /// `cgroup_skb/egress`
+    CgroupEgress = 6,
+    /// TC, packets that come from the workload
+    TcFromWorkload = 7,
+    /// TC, packets that go to the workload
+    TcToWorkload = 8,
+}
+
+impl Hook {
+    /// Every hook, in the order of their numbers.
+    pub const ALL: [Self; 8] = [
+        Self::Connect4,
+        Self::Connect6,
+        Self::Sendmsg4,
+        Self::Sendmsg6,
+        Self::CgroupIngress,
+        Self::CgroupEgress,
+        Self::TcFromWorkload,
+        Self::TcToWorkload,
+    ];
+
+    /// From its number in an event.
+    pub fn from_u8(n: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|h| *h as u8 == n)
+    }
+
+    /// The stable name that events and documents use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+            Self::Sendmsg4 => "sendmsg4",
+            Self::Sendmsg6 => "sendmsg6",
+            Self::CgroupIngress => "cgroup-ingress",
+            Self::CgroupEgress => "cgroup-egress",
+            Self::TcFromWorkload => "tc-from-workload",
+            Self::TcToWorkload => "tc-to-workload",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_round_trip_and_zero_means_nothing() {
+        for r in Reason::ALL {
+            assert_eq!(Reason::from_u8(*r as u8), Some(*r));
+        }
+        for h in Hook::ALL {
+            assert_eq!(Hook::from_u8(h as u8), Some(h));
+        }
+        assert_eq!(Reason::from_u8(0), None);
+        assert_eq!(Hook::from_u8(0), None);
+        assert_eq!(Direction::from_u8(0), None);
+        assert_eq!(Verdict::from_u8(0), Verdict::Deny);
+        assert_eq!(Verdict::from_u8(77), Verdict::Deny);
+    }
+}
