@@ -1,4 +1,5 @@
 //! ztseg: workload microsegmentation for Linux. See `ARCHITECTURE.md`.
 
+pub mod datapath;
 pub mod image;
 pub mod policy;
