@@ -157,7 +157,7 @@ impl Diagnostics {
         let mut line = format!("{}: {}: {}", self.position(d), d.severity.name(), d.message);
         for (span, label) in &d.related {
             // Writing to a string does not fail.
-            let _ = write!(line, "; {label} at {}", span.position(&self.sources));
+            let _ = write!(line, "; {label}: {}", span.position(&self.sources));
         }
         if let Some(help) = &d.help {
             let _ = write!(line, "; {help}");

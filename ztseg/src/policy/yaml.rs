@@ -11,7 +11,7 @@ use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span as YamlSpan};
 use super::diagnostic::{Diagnostic, Span, quote};
 use super::source::Source;
 
-/// How deep lists and mappings may lie in each other; policies need eight levels.
+/// How deep lists and mappings may be nested; policies need eight levels.
 pub const MAX_DEPTH: usize = 32;
 /// The longest source in bytes.
 pub const MAX_LENGTH: usize = 16 << 20;
@@ -41,6 +41,8 @@ pub enum Value {
     List(Vec<Node>),
     /// A mapping, in the order of the source; no key twice.
     Mapping(Vec<(Key, Node)>),
+    /// Something that was refused and reported; no further error is needed.
+    Refused,
 }
 
 /// The key of a mapping's entry.
@@ -60,6 +62,7 @@ impl Node {
             Value::Scalar { .. } => "a single value",
             Value::List(_) => "a list",
             Value::Mapping(_) => "a mapping",
+            Value::Refused => "something unreadable",
         }
     }
 }
@@ -96,6 +99,7 @@ pub fn read(source: &Source, file: u32, out: &mut Vec<Diagnostic>) -> Documents 
             Err(error) => {
                 let place = YamlSpan::empty(*error.marker());
                 let diagnostic = syntax_error(&error, builder.places.span(place));
+                let diagnostic = builder.with_open_bracket(diagnostic);
                 builder.out.push(diagnostic);
                 Err(Stop)
             }
@@ -229,9 +233,9 @@ impl Builder<'_> {
                 self.put(Node { value, span });
             }
             Event::Alias(_) => {
-                let error = Diagnostic::error(span, "aliases (`*name`) are not read");
+                let error = Diagnostic::error(span, "aliases (`*name`) are not supported");
                 self.out.push(error.help("write the value out"));
-                self.put(Node { value: Value::Null, span });
+                self.put(Node { value: Value::Refused, span });
             }
             Event::SequenceStart(anchor, tag) => {
                 self.refuse_decorations(span, anchor, tag.is_some());
@@ -264,13 +268,27 @@ impl Builder<'_> {
         Ok(())
     }
 
+    /// Where a `[` or `{` was never closed, the parser stops far behind it.
+    fn with_open_bracket(&self, diagnostic: Diagnostic) -> Diagnostic {
+        let Some(Frame::List { span, .. } | Frame::Mapping { span, .. }) = self.stack.last() else {
+            return diagnostic;
+        };
+        let rest = self.places.text.get(span.start as usize..).unwrap_or_default();
+        match rest.chars().next() {
+            Some(bracket @ ('[' | '{')) => {
+                diagnostic.related(*span, format!("inside the `{bracket}` opened here"))
+            }
+            _ => diagnostic,
+        }
+    }
+
     fn refuse_decorations(&mut self, span: Span, anchor: usize, tag: bool) {
         if anchor != 0 {
-            let error = Diagnostic::error(span, "anchors (`&name`) are not read");
+            let error = Diagnostic::error(span, "anchors (`&name`) are not supported");
             self.out.push(error.help("write the value out at each place"));
         }
         if tag {
-            let error = Diagnostic::error(span, "tags (`!name`) are not read");
+            let error = Diagnostic::error(span, "tags (`!name`) are not supported");
             self.out.push(error.help("remove the tag"));
         }
     }
@@ -278,9 +296,7 @@ impl Builder<'_> {
     fn push(&mut self, frame: Frame) -> Result<(), Stop> {
         if self.stack.len() == MAX_DEPTH {
             let (Frame::List { span, .. } | Frame::Mapping { span, .. }) = frame;
-            let message =
-                format!("lists and mappings lie in each other more than {MAX_DEPTH} deep");
-            self.out.push(Diagnostic::error(span, message));
+            self.out.push(too_deep(span));
             return Err(Stop);
         }
         self.stack.push(frame);
@@ -310,19 +326,22 @@ fn open(span: Span) -> Span {
 
 fn next_key(node: Node, seen: &mut HashMap<String, Span>, out: &mut Vec<Diagnostic>) -> NextKey {
     let span = node.span;
+    if node.value == Value::Refused {
+        return NextKey::Refused;
+    }
     let Value::Scalar { text, plain } = node.value else {
         let message = format!("{} cannot be a field's name", node.kind());
         out.push(Diagnostic::error(span, message).help("write `name: value`"));
         return NextKey::Refused;
     };
     if plain && text == "<<" {
-        let error = Diagnostic::error(span, "merge keys (`<<`) are not read");
+        let error = Diagnostic::error(span, "merge keys (`<<`) are not supported");
         out.push(error.help("write the fields out"));
         return NextKey::Refused;
     }
     if let Some(first) = seen.get(&text) {
         let message = format!("{} stands here a second time", quote(&text));
-        let error = Diagnostic::error(span, message).related(*first, "the first one is");
+        let error = Diagnostic::error(span, message).related(*first, "first here");
         out.push(error.help("keep one of them, with all that belongs to it"));
         return NextKey::Refused;
     }
@@ -330,25 +349,112 @@ fn next_key(node: Node, seen: &mut HashMap<String, Span>, out: &mut Vec<Diagnost
     NextKey::Is(Key { text, span })
 }
 
+fn too_deep(span: Span) -> Diagnostic {
+    let message = format!("lists and mappings are nested more than {MAX_DEPTH} deep");
+    Diagnostic::error(span, message).help("policies need no more than eight levels")
+}
+
 fn syntax_error(error: &ScanError, span: Span) -> Diagnostic {
     let info = error.info();
     let has = |words: &str| info.contains(words);
+    if has("recursion limit") {
+        return too_deep(span);
+    }
     let help = if has("tab") {
         "indent with spaces"
     } else if has("mapping values are not allowed") || has("illegal placement of ':'") {
         "check the indentation; put text that has `: ` in it into quotes"
     } else if has("anchor") {
         "put text that starts with `*` or `&` into quotes"
-    } else if has("',' or '}'") || has("',' or ']'") || has("misplaced bracket") {
-        "check that every `[` and `{` is closed, and that commas stand between the entries"
+    } else if has("',' or '}'") || has("',' or ']'") || has("bracket") || has("node content") {
+        "check that every `[` and `{` is closed, with commas between the entries"
     } else if has("quoted scalar") {
         "check that the quotes are closed"
     } else if has("expected key") || has("simple key") || has("indent") || has("'-'") {
         "check the indentation here and on the line before; each field is `name: value`"
-    } else if has("recursion limit") {
-        "lists and mappings lie in each other too deep"
     } else {
         "check the indentation and the quotes here and on the line before"
     };
     Diagnostic::error(span, format!("this is not YAML: {info}")).help(help)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_text(text: &str) -> (Documents, Vec<Diagnostic>) {
+        let mut out = Vec::new();
+        let source = Source { name: "a".into(), text: text.into() };
+        (read(&source, 0, &mut out), out)
+    }
+
+    fn at(span: Span, text: &str) -> (u32, u32, &str) {
+        (span.line, span.column, &text[span.start as usize..span.end as usize])
+    }
+
+    #[test]
+    fn spans_count_characters_and_slice_bytes() {
+        let long = "ä".repeat(200);
+        let text = format!("# {long}\nkéy: \"väl\"\n{long}: [ø, plain ]   # end\n");
+        let (documents, out) = read_text(&text);
+        assert!(out.is_empty() && documents.complete);
+        let Value::Mapping(entries) = &documents.list[0].value else { panic!("a mapping") };
+        assert_eq!(at(entries[0].0.span, &text), (2, 1, "kéy"));
+        assert_eq!(at(entries[0].1.span, &text), (2, 6, "\"väl\""));
+        let Value::List(items) = &entries[1].1.value else { panic!("a list") };
+        assert_eq!(at(items[0].span, &text), (3, 204, "ø"));
+        assert_eq!(at(items[1].span, &text), (3, 207, "plain"));
+    }
+
+    #[test]
+    fn documents_are_told_apart_and_empty_ones_left_out() {
+        let (documents, out) = read_text("---\na: 1\n---\n# nothing\n---\nb: 2\n...\n");
+        assert!(out.is_empty());
+        assert_eq!(documents.list.len(), 2);
+        assert_eq!(documents.list[1].span.line, 6);
+    }
+
+    #[test]
+    fn quotes_keep_null_and_booleans_text() {
+        let (documents, _) = read_text("[~, null, '', \"null\", true, 'true']");
+        let Value::List(items) = &documents.list[0].value else { panic!("a list") };
+        let scalar = |text: &str, plain| Value::Scalar { text: text.to_owned(), plain };
+        let values: Vec<_> = items.iter().map(|n| n.value.clone()).collect();
+        let expected = [
+            Value::Null,
+            Value::Null,
+            scalar("", false),
+            scalar("null", false),
+            scalar("true", true),
+            scalar("true", false),
+        ];
+        assert_eq!(values, expected);
+    }
+
+    #[test]
+    fn documents_before_a_syntax_error_are_kept_as_a_part() {
+        let (documents, out) = read_text("a: 1\n---\nb: ]\n");
+        assert_eq!((documents.list.len(), documents.complete, out.len()), (1, false, 1));
+    }
+
+    #[test]
+    fn depth_and_length_are_bounded() {
+        for bracket in ["[", "{a: "] {
+            let (documents, out) = read_text(&bracket.repeat(100_000));
+            assert!(!documents.complete);
+            assert_eq!(out[0].message, "lists and mappings are nested more than 32 deep");
+        }
+        let (_, out) = read_text(&"- ".repeat(100_000));
+        assert_eq!(out.len(), 1);
+        let (_, out) = read_text(&" ".repeat(MAX_LENGTH + 1));
+        assert!(out[0].message.contains("more than 16 MiB"), "{}", out[0].message);
+    }
+
+    #[test]
+    fn text_after_a_zero_is_not_lost() {
+        let (documents, out) = read_text("a: 1\n\0\nb: 2\n");
+        assert!(!documents.complete);
+        assert_eq!(out[0].message, "a control character (U+0000)");
+        assert_eq!((out[0].span.line, out[0].span.column), (2, 1));
+    }
 }

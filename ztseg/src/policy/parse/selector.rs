@@ -72,7 +72,7 @@ pub(super) fn unit(cx: &mut Context<'_>, node: &Node) -> Option<String> {
         (format!("the unit's name {name} has a space in it"), "write one unit an entry".to_owned())
     } else if text.ends_with(".slice") {
         let help = format!("write `cgroup: /{text}`, with its parent slices before it");
-        (format!("the slice {name} holds units and is none"), help)
+        (format!("{name} is a slice, which holds units and is none itself"), help)
     } else if NO_CGROUP.iter().any(|kind| text.ends_with(kind)) {
         let help = "write the service that it starts, such as `nginx.service`".to_owned();
         (format!("the unit {name} has no processes"), help)
