@@ -135,7 +135,9 @@ proptest! {
         changes in prop::collection::vec(change(), 1..12),
     ) {
         let mut bytes = examples().swap_remove(which);
-        changes.iter().for_each(|c| apply(&mut bytes, c));
+        for change in &changes {
+            apply(&mut bytes, change);
+        }
         load(&bytes);
     }
 }

@@ -43,7 +43,7 @@ fn every_bad_policy_gets_its_messages() {
             Ok(_) => "nothing was found".to_owned(),
             Err(diagnostics) => diagnostics.to_string().replace(&format!("{name}:"), ""),
         };
-        let found: String = found.lines().map(|line| format!("{MARK}{line}\n")).collect();
+        let found = found.lines().fold(String::new(), |all, line| all + MARK + line + "\n");
         if found != expected.concat() {
             writeln!(wrong, "{name}\nexpected:\n{}found:\n{found}", expected.concat())
                 .expect("fits");
@@ -147,7 +147,7 @@ error: this is not YAML: while parsing a flow mapping, did not find expected ','
 
 #[test]
 fn a_long_line_is_cut_around_the_error() {
-    let many: String = (1..=60).map(|n| format!("tcp/{n}, ")).collect();
+    let many = (1..=60).fold(String::new(), |all, n| all + &format!("tcp/{n}, "));
     let text = format!(
         "{HEAD}metadata: {{ name: ops }}\r\nspec:\r\n  segments: {{ ops: {{ match: [ {{ host: true }} ] }} }}\r\n  allow: [ {{ from: any, to: ops, ports: [{many}http] }} ]\r\n"
     );

@@ -11,6 +11,9 @@ use super::resolved::{
 use super::source::Source;
 use super::testcase::{ResolvedTest, TestEnd};
 
+/// A file full of unknown names, and ten thousand known ones, must not take minutes to refuse.
+const MAX_SUGGESTIONS: u32 = 100;
+
 /// Resolves all policies together.
 ///
 /// What comes out is whole only if nothing was added to `out`, here or before.
@@ -19,7 +22,9 @@ pub fn resolve(
     sources: &[Source],
     out: &mut Vec<Diagnostic>,
 ) -> (Resolved, Vec<ResolvedTest>) {
-    let mut resolver = Resolver { sources, complete: parsed.complete, names: BTreeMap::new(), out };
+    let complete = parsed.complete;
+    let mut resolver =
+        Resolver { sources, complete, names: BTreeMap::new(), suggestions: MAX_SUGGESTIONS, out };
     resolver.policy_names(&parsed.policies);
     let segments = resolver.definitions(&parsed.policies);
     let mut deny = Vec::new();
@@ -34,7 +39,7 @@ pub fn resolve(
         for (action, kind, list, rules) in lists {
             for (place, rule) in (1..).zip(list) {
                 let name = rule_name(rule, kind, place);
-                rules.push(resolver.rule(policy, rule, name, action));
+                rules.push(resolver.rule(policy, rule, &name, action));
             }
         }
         tests.extend(policy.tests.iter().filter_map(|test| resolver.test(test)));
@@ -68,6 +73,8 @@ struct Resolver<'a> {
     sources: &'a [Source],
     complete: bool,
     names: BTreeMap<&'a str, Definition>,
+    /// How many unknown names may still be compared with all known ones.
+    suggestions: u32,
     out: &'a mut Vec<Diagnostic>,
 }
 
@@ -161,7 +168,7 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn rule(&mut self, policy: &Policy, rule: &model::Rule, name: String, action: Action) -> Rule {
+    fn rule(&mut self, policy: &Policy, rule: &model::Rule, name: &str, action: Action) -> Rule {
         let before = self.out.len();
         let from = self.side(&rule.from);
         let to = self.side(&rule.to);
@@ -203,7 +210,9 @@ impl<'a> Resolver<'a> {
                     Some(Meaning::Segment(id)) if resolved.segments.contains(&id) => {}
                     Some(Meaning::Segment(id)) => resolved.segments.push(id),
                     Some(Meaning::Group(networks)) => {
-                        networks.into_iter().for_each(|n| add(&mut resolved.networks, n));
+                        for network in networks {
+                            add(&mut resolved.networks, network);
+                        }
                     }
                     None => {}
                 },
@@ -217,8 +226,11 @@ impl<'a> Resolver<'a> {
         if found.is_none() && self.complete {
             let message = format!("there is no segment or address group {}", quote(name));
             let mut error = Diagnostic::error(span, message);
-            error.help = names::suggest(name, self.names.keys().copied())
-                .or_else(|| Some("define it under `segments` or `addressGroups`".to_owned()));
+            error.help = Some("define it under `segments` or `addressGroups`".to_owned());
+            if self.suggestions > 0 {
+                self.suggestions -= 1;
+                error.help = names::suggest(name, self.names.keys().copied()).or(error.help);
+            }
             self.out.push(error);
         }
         found

@@ -1,5 +1,7 @@
 //! Strict reading of nodes: every function reports what is wrong and gives `None` or less.
 
+use std::net::Ipv6Addr;
+
 use crate::policy::diagnostic::{Diagnostic, Span, quote};
 use crate::policy::model::Spanned;
 use crate::policy::names;
@@ -56,6 +58,11 @@ impl Context<'_> {
         example: &str,
     ) -> Option<Spanned<&'n str>> {
         let Value::Scalar { text, .. } = &node.value else {
+            if let Some(address) = colon_address(node) {
+                let message = format!("YAML takes the last `:` of `{address}` for a field's");
+                self.error(node.span, message, &format!("write it in quotes: \"{address}\""));
+                return None;
+            }
             self.wrong_kind(node, what, "a single value", example);
             return None;
         };
@@ -204,6 +211,14 @@ impl Context<'_> {
             ..span
         }
     }
+}
+
+/// `[fe80::]` is a list of a mapping with the key `fe80:`.
+fn colon_address(node: &Node) -> Option<String> {
+    let Value::Mapping(entries) = &node.value else { return None };
+    let [(key, Node { value: Value::Null, .. })] = entries.as_slice() else { return None };
+    let address = format!("{}:", key.text);
+    address.parse::<Ipv6Addr>().is_ok().then_some(address)
 }
 
 /// The fields of one mapping.
