@@ -2,4 +2,6 @@
 
 pub mod datapath;
 pub mod image;
+pub mod inventory;
+pub mod judge;
 pub mod policy;
