@@ -95,6 +95,9 @@ enum Source {
 }
 
 /// The inventory of this host.
+///
+/// To try a policy that may be refused, clone the inventory, give the clone the policy, and keep
+/// the clone once the policy is in force.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     selectors: Selectors,
