@@ -4,4 +4,6 @@ pub mod check;
 pub mod config;
 pub mod datapath;
 pub mod image;
+pub mod inventory;
+pub mod judge;
 pub mod policy;

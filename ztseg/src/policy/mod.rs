@@ -7,6 +7,10 @@ pub mod model;
 pub mod names;
 pub mod parse;
 pub mod resolve;
+pub mod compile;
+#[cfg(any(test, feature = "generate"))]
+pub mod generate;
+pub mod oracle;
 pub mod resolved;
 pub mod source;
 pub mod testcase;
