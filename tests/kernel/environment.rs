@@ -6,19 +6,19 @@ use std::path::PathBuf;
 
 /// What `cargo xtask test` and `cargo xtask vm` say about where the tests run.
 #[derive(Clone, Debug)]
-pub struct Environment {
+pub(crate) struct Environment {
     /// The agent to test, from `ZTSEG_BIN`; `None` in a plain `cargo test`.
-    pub agent: Option<PathBuf>,
+    pub(crate) agent: Option<PathBuf>,
     /// Whether this is a virtual machine of our own (`ZTSEG_IN_VM`). Only there may a test attach
     /// programs to the root of the cgroup tree.
-    pub in_vm: bool,
+    pub(crate) in_vm: bool,
     /// Why this user or kernel cannot run the tests.
     obstacle: Option<String>,
 }
 
 impl Environment {
     /// Looks around.
-    pub fn here() -> Self {
+    pub(crate) fn here() -> Self {
         Self {
             agent: env::var_os("ZTSEG_BIN").map(PathBuf::from),
             in_vm: env::var_os("ZTSEG_IN_VM").is_some(),
@@ -27,14 +27,14 @@ impl Environment {
     }
 
     /// Where the tests run, for the first line of their output.
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let place = if self.in_vm { "a virtual machine of their own" } else { "this machine" };
         format!("real-kernel tests on Linux {} in {place}", release.trim())
     }
 
     /// Why a test that starts the agent or loads programs cannot run here.
-    pub fn obstacle(&self) -> Option<&str> {
+    pub(crate) fn obstacle(&self) -> Option<&str> {
         if self.agent.is_none() {
             return Some("the agent is not built; these tests run with `cargo xtask test`");
         }
@@ -42,7 +42,7 @@ impl Environment {
     }
 }
 
-/// CAP_BPF stands for all that root has: the other capabilities are missed with a clear error.
+/// `CAP_BPF` stands for all that root has: the other capabilities are missed with a clear error.
 fn obstacle() -> Option<String> {
     const CAP_BPF: u32 = 39; // include/uapi/linux/capability.h
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -8,7 +8,7 @@ use crate::Body;
 use crate::environment::Environment;
 
 /// The tests of this file.
-pub const TESTS: &[(&str, Body)] = &[
+pub(crate) const TESTS: &[(&str, Body)] = &[
     ("toolchain::kernel_object_is_embedded", kernel_object_is_embedded),
     ("toolchain::network_namespaces_and_veth_work", network_namespaces_and_veth_work),
 ];

@@ -1,4 +1,5 @@
 //! The kernel programs of ztseg.
+#![allow(missing_docs, reason = "the program macros make public functions without documentation")]
 #![no_std]
 #![no_main]
 
@@ -7,7 +8,7 @@ use aya_ebpf::programs::SkBuffContext;
 
 /// Lets every packet out; the smallest program that proves the toolchain.
 #[cgroup_skb]
-pub fn ztseg_egress(_ctx: SkBuffContext) -> i32 {
+fn ztseg_egress(_ctx: SkBuffContext) -> i32 {
     1
 }
 
