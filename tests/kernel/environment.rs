@@ -29,8 +29,9 @@ impl Environment {
     /// Where the tests run, for the first line of their output.
     pub(crate) fn describe(&self) -> String {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let place = if self.in_vm { "a virtual machine of their own" } else { "this machine" };
-        format!("real-kernel tests on Linux {} in {place}", release.trim())
+        let place =
+            if self.in_vm { "in a virtual machine of their own" } else { "on this machine" };
+        format!("real-kernel tests on Linux {}, {place}", release.trim())
     }
 
     /// Why a test that starts the agent or loads programs cannot run here.

@@ -8,7 +8,6 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::command;
 use crate::setup;
-use crate::toolchain::Toolchain;
 use crate::workspace::Workspace;
 
 /// What the build script of `ztseg` reads.
@@ -37,10 +36,9 @@ pub(crate) fn verb(workspace: &Workspace, options: &Options) -> Result<ExitCode>
 /// Builds the kernel programs and gives the object file.
 pub(crate) fn kernel_object(workspace: &Workspace) -> Result<PathBuf> {
     let toolchain = setup::kernel_toolchain(workspace)?;
-    command::run(
-        kernel_cargo(workspace, &toolchain).args(["build", "--release"]).args(kernel_package()),
-    )
-    .context("the kernel programs did not build")?;
+    let mut cargo = for_kernel(workspace, toolchain.cargo(workspace));
+    command::run(cargo.args(["build", "--release"]).args(kernel_package()))
+        .context("the kernel programs did not build")?;
     let object = workspace.target().join("ebpf").join(BPF_TARGET).join("release/ztseg-ebpf");
     if !object.is_file() {
         bail!("the build of the kernel programs left no {}", object.display());
@@ -51,11 +49,9 @@ pub(crate) fn kernel_object(workspace: &Workspace) -> Result<PathBuf> {
 /// Lints the kernel programs. `None` when their toolchain has no clippy.
 pub(crate) fn kernel_clippy(workspace: &Workspace) -> Result<Option<()>> {
     let toolchain = setup::kernel_toolchain(workspace)?;
-    if command::ask(toolchain.cargo(workspace).args(["clippy", "--version"])).is_none() {
-        return Ok(None);
-    }
-    let mut clippy = kernel_cargo(workspace, &toolchain);
-    clippy.args(["clippy", "--release"]).args(kernel_package()).args(["--", "-D", "warnings"]);
+    let Some(clippy) = toolchain.clippy(workspace) else { return Ok(None) };
+    let mut clippy = for_kernel(workspace, clippy);
+    clippy.arg("--release").args(kernel_package()).args(["--", "-D", "warnings"]);
     command::run(&mut clippy).map(Some)
 }
 
@@ -88,13 +84,13 @@ pub(crate) fn cargo_with(workspace: &Workspace, object: &Path) -> Command {
     cargo
 }
 
-/// The kernel toolchain's cargo. The flags are in the environment, so that host builds know nothing
-/// of them; the target folder is its own, so that the two builds do not wait for each other's lock.
-fn kernel_cargo(workspace: &Workspace, toolchain: &Toolchain) -> Command {
+/// Gives the kernel toolchain's cargo its flags in the environment, so that host builds know
+/// nothing of them, and a target folder of its own, so that the two builds do not wait for each
+/// other's lock.
+fn for_kernel(workspace: &Workspace, mut cargo: Command) -> Command {
     // `--btf` makes bpf-linker emit BTF, which it derives from full debug information.
     const FLAGS: [&str; 3] =
         ["--cfg=bpf_target_arch=\"x86_64\"", "-Cdebuginfo=2", "-Clink-arg=--btf"];
-    let mut cargo = toolchain.cargo(workspace);
     cargo
         .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\u{1f}"))
         .env("CARGO_TARGET_DIR", workspace.target().join("ebpf"));

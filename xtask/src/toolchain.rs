@@ -28,6 +28,9 @@ const NIGHTLY_COMMIT: &str = "e50aa6fba4e63ab34c72bf9acfd2c307c1155d1a";
 /// rustc 1.96 with its source; LLVM 22.
 const DEBIAN_RUST: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
+/// The lints that go with it.
+const DEBIAN_CLIPPY: &str = "rust-web-clippy";
+
 /// The LLVM major of both compilers.
 const LLVM: &str = "22";
 /// What bpf-linker links to.
@@ -124,13 +127,32 @@ impl Toolchain {
     /// This toolchain's cargo, in the top folder, with nothing that the outer cargo, its rustup
     /// proxy or the user's settings for host builds put into the environment.
     pub(crate) fn cargo(&self, workspace: &Workspace) -> Command {
+        self.program(workspace, "cargo")
+    }
+
+    /// This toolchain's `cargo clippy`, if it has one or can get it. It is started under its own
+    /// name: cargo would take rustup's before Debian's.
+    pub(crate) fn clippy(&self, workspace: &Workspace) -> Option<Command> {
+        if *self == Self::Debian
+            && let Err(error) =
+                apt::install(workspace, &[DEBIAN_CLIPPY], "the lints of the kernel programs")
+        {
+            eprintln!("note: {error:#}");
+        }
+        let mut clippy = self.program(workspace, "cargo-clippy");
+        clippy.arg("clippy");
+        let mut version = self.program(workspace, "cargo-clippy");
+        command::ask(version.args(["clippy", "--version"])).map(|_| clippy)
+    }
+
+    fn program(&self, workspace: &Workspace, name: &str) -> Command {
         let mut cargo = match self {
-            Self::Rustup(name) => {
+            Self::Rustup(toolchain) => {
                 let mut cargo = Command::new("rustup");
-                cargo.args(["run", name, "cargo"]);
+                cargo.args(["run", toolchain, name]);
                 cargo
             }
-            Self::Debian => Command::new("/usr/bin/cargo"),
+            Self::Debian => Command::new(format!("/usr/bin/{name}")),
         };
         for (name, _) in env::vars_os() {
             if name.to_str().is_some_and(belongs_to_the_outer_build) {
@@ -141,7 +163,10 @@ impl Toolchain {
             Self::Rustup(_) => {}
             Self::Debian => {
                 // A released compiler takes unstable options only when it is told to.
-                cargo.env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1");
+                cargo
+                    .env("CARGO", "/usr/bin/cargo")
+                    .env("RUSTC", "/usr/bin/rustc")
+                    .env("RUSTC_BOOTSTRAP", "1");
             }
         }
         cargo.current_dir(workspace.root()).env("PATH", path_with(&workspace.tools().join("bin")));
