@@ -29,7 +29,7 @@ while IFS= read -r argument; do
 done </ztseg/args
 read -r limit </ztseg/limit
 
-export ZTSEG_IN_VM=1 ZTSEG_BIN=/ztseg/ztseg ZTSEG_WORKSPACE=/ztseg RUST_BACKTRACE=1
+export ZTSEG_IN_VM=1 ZTSEG_BIN=/ztseg/ztseg ZTSEG_WORKSPACE=/ztseg RUST_BACKTRACE=1 RUST_LIB_BACKTRACE=0
 cd /ztseg
 (
     stty raw -echo

@@ -98,7 +98,9 @@ pub(crate) fn kernel_here(workspace: &Workspace, built: &Built, args: &[String])
         .args(args)
         .current_dir(workspace.root())
         .env("ZTSEG_BIN", &built.agent)
-        .env("ZTSEG_WORKSPACE", workspace.root());
+        .env("ZTSEG_WORKSPACE", workspace.root())
+        // A test's error says what went wrong; the stack of its error value does not.
+        .env("RUST_LIB_BACKTRACE", "0");
     tallied(&mut tests, KERNEL_LIMIT, "the real-kernel tests")
 }
 
