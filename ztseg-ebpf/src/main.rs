@@ -6,6 +6,7 @@
 //! * [`syscall`]: early answers at `connect` and `sendmsg`
 //! * [`interface`]: TC
 //! * [`skb`], [`maps`], [`workload`], [`peer`], [`emit`]: what they stand on
+#![allow(missing_docs, reason = "the program macros make public functions without documentation")]
 #![no_std]
 #![no_main]
 // The only way to an atomic addition on this target; see `maps::add`.
