@@ -89,8 +89,13 @@ pub(crate) fn cargo_with(workspace: &Workspace, object: &Path) -> Command {
 /// other's lock.
 fn for_kernel(workspace: &Workspace, mut cargo: Command) -> Command {
     // `--btf` makes bpf-linker emit BTF, which it derives from full debug information.
-    const FLAGS: [&str; 3] =
-        ["--cfg=bpf_target_arch=\"x86_64\"", "-Cdebuginfo=2", "-Clink-arg=--btf"];
+    // Without the last flag LLVM calls a memset of ours, byte by byte, for every array of zeros.
+    const FLAGS: [&str; 4] = [
+        "--cfg=bpf_target_arch=\"x86_64\"",
+        "-Cdebuginfo=2",
+        "-Clink-arg=--btf",
+        "-Clink-arg=--disable-expand-memcpy-in-order",
+    ];
     cargo
         .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\u{1f}"))
         .env("CARGO_TARGET_DIR", workspace.target().join("ebpf"));
