@@ -1,5 +1,7 @@
 //! ztseg: workload microsegmentation for Linux. See `ARCHITECTURE.md`.
 
+pub mod check;
+pub mod config;
 pub mod datapath;
 pub mod discover;
 pub mod image;

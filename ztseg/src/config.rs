@@ -1,0 +1,260 @@
+//! The agent's configuration file, `/etc/ztseg/config.yaml`: strict, every key optional.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use crate::datapath::Capacity;
+use crate::policy::diagnostic::{Diagnostic, Diagnostics, quote};
+use crate::policy::parse::reader::{Context, Fields, Shape};
+use crate::policy::source::Source;
+use crate::policy::yaml::{self, Node, Value};
+
+/// Where the file is, unless the command line says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/ztseg/config.yaml";
+/// The longest path of a Unix socket: `sun_path` with its closing zero is 108 bytes (unix(7)).
+pub const MAX_SOCKET_PATH: usize = 107;
+
+/// What the agent does with its programs when it stops.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnExit {
+    /// They stay and enforce.
+    #[default]
+    Keep,
+    /// They are removed.
+    Detach,
+}
+
+/// The agent's settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where the cgroup programs attach; `None` is the cgroup2 mount, wherever that is.
+    pub cgroup_root: Option<PathBuf>,
+    /// Folder for pins, on a bpffs.
+    pub bpffs: PathBuf,
+    /// Folder for what the agent keeps.
+    pub state_dir: PathBuf,
+    /// The API's Unix socket.
+    pub socket: PathBuf,
+    /// Policy files, and folders of them.
+    pub policies: Vec<PathBuf>,
+    /// What happens to the programs when the agent stops.
+    pub on_exit: OnExit,
+    /// Ceilings of the maps.
+    pub capacity: Capacity,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            cgroup_root: None,
+            bpffs: "/sys/fs/bpf/ztseg".into(),
+            state_dir: "/var/lib/ztseg".into(),
+            socket: "/run/ztseg/ztseg.sock".into(),
+            policies: vec!["/etc/ztseg/policies".into()],
+            on_exit: OnExit::Keep,
+            capacity: Capacity::default(),
+        }
+    }
+}
+
+const SHAPE: Shape = Shape {
+    what: "the configuration",
+    fields: &[
+        "cgroupRoot",
+        "bpffs",
+        "stateDir",
+        "socket",
+        "policies",
+        "unmanaged",
+        "onExit",
+        "boot",
+        "capacity",
+    ],
+    later: &[
+        ("failsafe", "remove it; allow what must always pass by rules until then"),
+        ("events", "remove it; read events with `ztseg events -f` until then"),
+        ("metrics", "remove it; read counters with `ztseg status` until then"),
+        ("fleet", "remove it; name members on other machines by `addresses` until then"),
+    ],
+};
+
+const CAPACITY: Shape =
+    Shape { what: "`capacity`", fields: &["flows", "verdicts", "peers", "workloads"], later: &[] };
+
+/// Least and most entries of the maps below `capacity`. Two to the 24th entries of the flow table
+/// take some 2 GiB of kernel memory.
+const CAPACITY_RANGE: (u32, u32) = (1024, 1 << 24);
+/// The same for `capacity.workloads`.
+const WORKLOADS_RANGE: (u32, u32) = (64, 1 << 20);
+
+impl Config {
+    /// Reads the file's text; an empty file gives the defaults.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn from_yaml(source: &Source) -> Result<Self, Diagnostics> {
+        let mut out = Vec::new();
+        let documents = yaml::read(source, 0, &mut out);
+        let mut cx = Context { source, out: &mut out };
+        let mut config = Self::default();
+        match documents.list.as_slice() {
+            [] => {}
+            [node] => config.read(&mut cx, node),
+            [_, second, ..] => {
+                let message = "a second document in the configuration";
+                cx.error(second.span, message, "write all keys into one document");
+            }
+        }
+        if out.is_empty() {
+            Ok(config)
+        } else {
+            Err(Diagnostics::new(std::slice::from_ref(source), out))
+        }
+    }
+
+    fn read(&mut self, cx: &mut Context<'_>, node: &Node) {
+        let Some(fields) = Fields::read(cx, node, &SHAPE, "keys such as `socket: PATH`") else {
+            return;
+        };
+        if let Some(node) = fields.get("cgroupRoot")
+            && !matches!(&node.value, Value::Scalar { text, .. } if text == "auto")
+        {
+            self.cgroup_root = path(cx, node, "`cgroupRoot`", "`auto`, or `/sys/fs/cgroup`");
+        }
+        let paths = [
+            ("bpffs", &mut self.bpffs),
+            ("stateDir", &mut self.state_dir),
+            ("socket", &mut self.socket),
+        ];
+        for (key, value) in paths {
+            let Some(node) = fields.get(key) else { continue };
+            let example = format!("`{}`", value.display());
+            let Some(read) = path(cx, node, &format!("`{key}`"), &example) else { continue };
+            if key == "socket" && read.as_os_str().len() > MAX_SOCKET_PATH {
+                let n = read.as_os_str().len();
+                let message = format!("the path of `socket` has {n} bytes, but may have 107");
+                cx.error(
+                    node.span,
+                    message,
+                    "write a shorter path, such as `/run/ztseg/ztseg.sock`",
+                );
+            }
+            *value = read;
+        }
+        if let Some(node) = fields.get("policies")
+            && let Some(items) = cx.list(node, "`policies`", "`[/etc/ztseg/policies]`")
+        {
+            let read = |n| path(cx, n, "an entry of `policies`", "`/etc/ztseg/policies`");
+            self.policies = items.iter().filter_map(read).collect();
+        }
+        let later = [
+            ("unmanaged", "allow", &["audit", "quarantine"][..]),
+            ("boot", "open", &["closed"][..]),
+        ];
+        for (key, now, later) in later {
+            let Some(node) = fields.get(key) else { continue };
+            match &node.value {
+                Value::Scalar { text, .. } if later.contains(&text.as_str()) => {
+                    cx.later(
+                        node.span,
+                        &format!("`{key}: {text}`"),
+                        &format!("write `{key}: {now}`"),
+                    );
+                }
+                _ => {
+                    cx.choice(node, &format!("`{key}`"), &[(now, ())]);
+                }
+            }
+        }
+        if let Some(node) = fields.get("onExit") {
+            let words = [("keep", OnExit::Keep), ("detach", OnExit::Detach)];
+            self.on_exit = cx.choice(node, "`onExit`", &words).unwrap_or_default();
+        }
+        if let Some(node) = fields.get("capacity")
+            && let Some(fields) = Fields::read(cx, node, &CAPACITY, "`{ flows: 131072 }`")
+        {
+            let Capacity { flows, verdicts, peers, workloads } = &mut self.capacity;
+            let keys = [
+                ("flows", flows, CAPACITY_RANGE),
+                ("verdicts", verdicts, CAPACITY_RANGE),
+                ("peers", peers, CAPACITY_RANGE),
+                ("workloads", workloads, WORKLOADS_RANGE),
+            ];
+            for (key, value, range) in keys {
+                let read = fields.get(key).and_then(|n| number(cx, n, key, *value, range));
+                *value = read.unwrap_or(*value);
+            }
+        }
+    }
+
+    /// The settings as a file that gives them.
+    pub fn to_yaml(&self) -> String {
+        let Self { cgroup_root, bpffs, state_dir, socket, policies, on_exit, capacity } = self;
+        let root = cgroup_root.as_deref().map_or_else(|| "auto".to_owned(), scalar);
+        let policies: Vec<_> = policies.iter().map(|p| scalar(p)).collect();
+        let on_exit = match on_exit {
+            OnExit::Keep => "keep",
+            OnExit::Detach => "detach",
+        };
+        let Capacity { flows, verdicts, peers, workloads } = capacity;
+        let mut out = String::new();
+        for (key, value) in [
+            ("cgroupRoot", root),
+            ("bpffs", scalar(bpffs)),
+            ("stateDir", scalar(state_dir)),
+            ("socket", scalar(socket)),
+            ("policies", format!("[{}]", policies.join(", "))),
+            ("unmanaged", "allow".to_owned()),
+            ("onExit", on_exit.to_owned()),
+            ("boot", "open".to_owned()),
+        ] {
+            // Writing to a string does not fail.
+            let _ = writeln!(out, "{key}: {value}");
+        }
+        let _ = writeln!(
+            out,
+            "capacity: {{ flows: {flows}, verdicts: {verdicts}, peers: {peers}, workloads: {workloads} }}"
+        );
+        out
+    }
+}
+
+/// A path as a scalar; in quotes unless it is made of characters that mean nothing in YAML.
+fn scalar(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_');
+    if text.starts_with('/') && text.chars().all(plain) {
+        return text.into_owned();
+    }
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+fn path(cx: &mut Context<'_>, node: &Node, what: &str, example: &str) -> Option<PathBuf> {
+    let text = cx.text(node, what, example)?;
+    if !text.value.starts_with('/') {
+        let message = format!("{what} is {}, which is not an absolute path", quote(text.value));
+        cx.error(text.span, message, &format!("write {example}"));
+        return None;
+    }
+    Some(PathBuf::from(text.value))
+}
+
+fn number(
+    cx: &mut Context<'_>,
+    node: &Node,
+    key: &str,
+    default: u32,
+    (least, most): (u32, u32),
+) -> Option<u32> {
+    let text = cx.text(node, &format!("`capacity.{key}`"), &format!("`{default}`"))?.value;
+    let digits = text.bytes().all(|b| b.is_ascii_digit());
+    let number: Option<u32> = if digits { text.parse().ok() } else { None };
+    let message = match number {
+        Some(n) if (least..=most).contains(&n) => return number,
+        _ if digits => format!("`capacity.{key}` is {text}, which is out of range"),
+        _ => format!("`capacity.{key}` is {}, which is not a number", quote(text)),
+    };
+    let error = Diagnostic::error(node.span, message);
+    cx.out.push(error.help(format!("write {least} to {most}; the default is {default}")));
+    None
+}

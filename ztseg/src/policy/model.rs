@@ -1,0 +1,154 @@
+//! A policy as it is written: names unresolved, with the places that diagnostics need.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::diagnostic::Span;
+use super::resolved::{Mode, PortRange, Selector};
+use super::testcase::Expect;
+
+/// A value and where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spanned<T> {
+    /// The value.
+    pub value: T,
+    /// Where it stands.
+    pub span: Span,
+}
+
+impl<T> Spanned<T> {
+    /// A value at its place.
+    pub const fn new(value: T, span: Span) -> Self {
+        Self { value, span }
+    }
+}
+
+/// All documents of all sources.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parsed {
+    /// In the order of the sources and of the documents in them.
+    pub policies: Vec<Policy>,
+    /// Whether every definition of a name was read. Where one was not, a name that seems unknown
+    /// may be known.
+    pub complete: bool,
+}
+
+/// A `SegmentPolicy` document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// `metadata.name`; `None` where it could not be read, which was reported.
+    pub name: Option<Spanned<String>>,
+    /// Its mode.
+    pub mode: Mode,
+    /// The segments that it defines.
+    pub segments: Vec<Segment>,
+    /// The address groups that it defines.
+    pub groups: Vec<AddressGroup>,
+    /// Its deny rules.
+    pub deny: Vec<Rule>,
+    /// Its allow rules.
+    pub allow: Vec<Rule>,
+    /// Its tests.
+    pub tests: Vec<Test>,
+}
+
+/// A segment's definition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its name.
+    pub name: Spanned<String>,
+    /// What it is for, in the author's words.
+    pub description: Option<String>,
+    /// Its mode, where it differs from the policy's.
+    pub mode: Option<Mode>,
+    /// Directions with default deny.
+    pub isolation: Directions,
+    /// `match` entries that name workloads.
+    pub selectors: Vec<Selector>,
+    /// `match` entries that name addresses.
+    pub addresses: Vec<IpNet>,
+}
+
+/// A set of directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Directions {
+    /// Flows that peers open.
+    pub ingress: bool,
+    /// Flows that the workload opens.
+    pub egress: bool,
+}
+
+/// An address group's definition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressGroup {
+    /// Its name.
+    pub name: Spanned<String>,
+    /// What is in it.
+    pub cidrs: Vec<Spanned<IpNet>>,
+    /// What is left out.
+    pub except: Vec<Spanned<IpNet>>,
+}
+
+/// A rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Its name, if it has one.
+    pub name: Option<Spanned<String>>,
+    /// Report what it allows, too.
+    pub log: bool,
+    /// Who opens the flow.
+    pub from: Side,
+    /// Who is asked.
+    pub to: Side,
+    /// ORed, never empty.
+    pub ports: Vec<PortRange>,
+    /// Where it stands.
+    pub span: Span,
+}
+
+/// One side of a rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Side {
+    /// A union.
+    pub peers: Vec<Spanned<Peer>>,
+    /// Whether all of it could be read; what could not was reported.
+    pub complete: bool,
+}
+
+/// A part of a rule's side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// `any`
+    Any,
+    /// A segment or an address group.
+    Name(String),
+    /// A CIDR, or an address as a CIDR of full length.
+    Network(IpNet),
+}
+
+/// A test.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Test {
+    /// What must happen.
+    pub expect: Expect,
+    /// Who opens the flow.
+    pub from: Spanned<End>,
+    /// Who is asked.
+    pub to: Spanned<End>,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Port, or ICMP type.
+    pub port: u16,
+    /// As it is written.
+    pub text: Spanned<String>,
+}
+
+/// One end of a test.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// A segment.
+    Name(String),
+    /// An address.
+    Address(IpAddr),
+}

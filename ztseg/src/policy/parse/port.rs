@@ -1,0 +1,245 @@
+//! Protocols and ports: `tcp/443`, `udp/8000-8099`, `icmp/echo-request`, `any`.
+
+use ztseg_common::addr::proto;
+
+use super::icmp;
+use crate::policy::diagnostic::quote;
+use crate::policy::names;
+use crate::policy::resolved::PortRange;
+
+/// What is wrong with a port's text, and what to write instead.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct PortError {
+    pub(super) message: String,
+    pub(super) help: String,
+    /// The text is right, but a later version's.
+    pub(super) later: bool,
+}
+
+const PROTOCOLS: [(&str, u8); 5] = [
+    ("tcp", proto::TCP),
+    ("udp", proto::UDP),
+    ("sctp", proto::SCTP),
+    ("icmp", proto::ICMP),
+    ("icmpv6", proto::ICMPV6),
+];
+
+/// Service names that people write most often (IANA "Service Name and Transport Protocol Port
+/// Number Registry"), to name the number in the message.
+const SERVICES: [(&str, u16); 16] = [
+    ("ssh", 22),
+    ("smtp", 25),
+    ("domain", 53),
+    ("dns", 53),
+    ("http", 80),
+    ("ntp", 123),
+    ("snmp", 161),
+    ("ldap", 389),
+    ("https", 443),
+    ("syslog", 514),
+    ("ldaps", 636),
+    ("mysql", 3306),
+    ("postgresql", 5432),
+    ("postgres", 5432),
+    ("redis", 6379),
+    ("amqp", 5672),
+];
+
+fn error(message: String, help: impl Into<String>) -> PortError {
+    PortError { message, help: help.into(), later: false }
+}
+
+/// Reads one entry of `ports`.
+pub(super) fn parse(text: &str) -> Result<PortRange, PortError> {
+    if text == "any" {
+        return Ok(PortRange::ANY);
+    }
+    let (protocol, port) = match text.split_once('/') {
+        Some((protocol, port)) => (protocol, Some(port)),
+        None => (text, None),
+    };
+    let Some((name, number)) = PROTOCOLS.into_iter().find(|(name, _)| *name == protocol) else {
+        return Err(not_a_protocol(text, protocol, port));
+    };
+    let icmp = matches!(number, proto::ICMP | proto::ICMPV6);
+    let (first, last) = match port {
+        None if icmp => (0, u16::from(u8::MAX)),
+        None => (0, u16::MAX),
+        Some(kind) if icmp => {
+            let n = icmp_type(name, number, kind)?;
+            (n, n)
+        }
+        Some(range) => port_range(name, range)?,
+    };
+    Ok(PortRange { protocol: Some(number), first, last })
+}
+
+fn not_a_protocol(text: &str, protocol: &str, port: Option<&str>) -> PortError {
+    let is_number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit() || b == b'-');
+    let known = |s: &str| PROTOCOLS.iter().any(|(name, _)| *name == s);
+    let message = format!("{} is not a port", quote(text));
+    if protocol == "any" {
+        return error(message, "write `any` alone for every protocol and port, or `tcp/443`");
+    }
+    if is_number(text) {
+        return error(message, format!("write the protocol too: `tcp/{text}` or `udp/{text}`"));
+    }
+    let lower = protocol.to_ascii_lowercase();
+    if let Some(port) = port
+        && (known(&lower) || known(&port.to_ascii_lowercase()))
+    {
+        let port = port.to_ascii_lowercase();
+        let (protocol, port) = if known(&lower) { (lower, port) } else { (port, lower) };
+        return error(message, format!("write `{protocol}/{port}`"));
+    }
+    if let Some((protocol, port)) = lower.split_once([':', ' '])
+        && known(protocol)
+    {
+        return error(message, format!("write `{protocol}/{}`", port.trim()));
+    }
+    if known(&lower) {
+        return error(message, format!("write `{lower}`"));
+    }
+    let message = format!("{} is not a protocol that ports can name", quote(protocol));
+    let near = names::nearest(protocol, PROTOCOLS.iter().map(|(name, _)| *name));
+    let help = match near {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => "write `tcp`, `udp`, `sctp`, `icmp` or `icmpv6`; `any` is every protocol".into(),
+    };
+    error(message, help)
+}
+
+fn port_range(name: &str, range: &str) -> Result<(u16, u16), PortError> {
+    let whole = format!("{name}/{range}");
+    if range == "*" {
+        return Err(error(format!("{} is not a port", quote(&whole)), format!("write `{name}`")));
+    }
+    if range.contains(',') {
+        let list: Vec<_> = range.split(',').map(|p| format!("{name}/{}", p.trim())).collect();
+        let help = format!("write each as an entry of its own: [{}]", list.join(", "));
+        return Err(error(format!("{} is not a port", quote(&whole)), help));
+    }
+    if range.bytes().any(|b| b.is_ascii_alphabetic()) && names::is_well_formed(range) {
+        return Err(named_port(name, range));
+    }
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    let (first_port, last_port) = (port_number(&whole, first)?, port_number(&whole, last)?);
+    if first_port > last_port {
+        let message = format!("the range {} ends before it starts", quote(&whole));
+        return Err(error(message, format!("write `{name}/{last}-{first}`")));
+    }
+    Ok((first_port, last_port))
+}
+
+fn named_port(protocol: &str, name: &str) -> PortError {
+    let message = format!("the named port `{protocol}/{name}`");
+    let help = match SERVICES.iter().find(|(service, _)| *service == name) {
+        Some((_, port)) => format!("write the number: `{protocol}/{port}`"),
+        None => format!("write the number, for example `{protocol}/443`"),
+    };
+    PortError { message, help, later: true }
+}
+
+fn port_number(whole: &str, text: &str) -> Result<u16, PortError> {
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+        let help = "write `tcp/443`, `tcp/8000-8099`, or `tcp` for every port";
+        return Err(error(format!("{} is not a port", quote(whole)), help));
+    }
+    match text.parse() {
+        Ok(0) | Err(_) => {
+            let message = format!("port {} is out of range", quote(text));
+            Err(error(message, "ports are 1 to 65535; leave the number out for every port"))
+        }
+        Ok(port) => Ok(port),
+    }
+}
+
+fn icmp_type(name: &str, protocol: u8, text: &str) -> Result<u16, PortError> {
+    let types = icmp::types(protocol);
+    if let Some((number, _)) = types.iter().find(|(_, known)| *known == text) {
+        return Ok(u16::from(*number));
+    }
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        return text.parse::<u8>().map(u16::from).map_err(|_| {
+            error(format!("{name} type {} is out of range", quote(text)), "types are 0 to 255")
+        });
+    }
+    let message = format!("{} is not a type of {name}", quote(text));
+    let help = match names::nearest(text, types.iter().map(|(_, known)| *known)) {
+        Some(near) => format!("did you mean `{name}/{near}`?"),
+        None => format!("write its number, or a name such as `{name}/echo-request`"),
+    };
+    Err(error(message, help))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(protocol: u8, first: u16, last: u16) -> PortRange {
+        PortRange { protocol: Some(protocol), first, last }
+    }
+
+    #[test]
+    fn every_form_is_read() {
+        for (text, expected) in [
+            ("any", PortRange::ANY),
+            ("tcp/443", range(6, 443, 443)),
+            ("udp/8000-8099", range(17, 8000, 8099)),
+            ("sctp/3868", range(132, 3868, 3868)),
+            ("tcp", range(6, 0, 65535)),
+            ("udp", range(17, 0, 65535)),
+            ("tcp/1-65535", range(6, 1, 65535)),
+            ("icmp", range(1, 0, 255)),
+            ("icmp/echo-request", range(1, 8, 8)),
+            ("icmp/0", range(1, 0, 0)),
+            ("icmpv6", range(58, 0, 255)),
+            ("icmpv6/128", range(58, 128, 128)),
+            ("icmpv6/packet-too-big", range(58, 2, 2)),
+        ] {
+            assert_eq!(parse(text), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_answered_with_what_to_write() {
+        for (text, message, help) in [
+            ("443", "`443` is not a port", "write the protocol too: `tcp/443` or `udp/443`"),
+            ("TCP/443", "`TCP/443` is not a port", "write `tcp/443`"),
+            ("443/tcp", "`443/tcp` is not a port", "write `tcp/443`"),
+            ("tcp:443", "`tcp:443` is not a port", "write `tcp/443`"),
+            ("tcp/*", "`tcp/*` is not a port", "write `tcp`"),
+            (
+                "tcp/80,443",
+                "`tcp/80,443` is not a port",
+                "write each as an entry of its own: [tcp/80, tcp/443]",
+            ),
+            ("tcp/https", "the named port `tcp/https`", "write the number: `tcp/443`"),
+            ("tcp/90-80", "the range `tcp/90-80` ends before it starts", "write `tcp/80-90`"),
+            (
+                "udp/65536",
+                "port `65536` is out of range",
+                "ports are 1 to 65535; leave the number out for every port",
+            ),
+            (
+                "udp/0",
+                "port `0` is out of range",
+                "ports are 1 to 65535; leave the number out for every port",
+            ),
+            ("icmp/256", "icmp type `256` is out of range", "types are 0 to 255"),
+            (
+                "icmp/echo-requst",
+                "`echo-requst` is not a type of icmp",
+                "did you mean `icmp/echo-request`?",
+            ),
+            ("tpc", "`tpc` is not a protocol that ports can name", "did you mean `tcp`?"),
+        ] {
+            let error = parse(text).expect_err(text);
+            assert_eq!((error.message.as_str(), error.help.as_str()), (message, help));
+            assert_eq!(error.later, text == "tcp/https");
+        }
+        for text in ["", "/", "tcp/", "tcp/-", "tcp/1-", "tcp/-1", "tcp/+1", "any/80", "gre"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}
