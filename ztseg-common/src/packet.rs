@@ -140,14 +140,29 @@ const MAX_EXTENSION_HEADERS: u32 = 6;
 pub fn parse<R: Reader + ?Sized>(reader: &R, offset: u32) -> Result<Packet, Reason> {
     let [first] = reader.read::<1>(offset).ok_or(Reason::Truncated)?;
     match first >> 4 {
-        4 => parse_v4(reader, offset),
-        6 => parse_v6(reader, offset),
+        4 => parse_v4::<R, false>(reader, offset),
+        6 => parse_v6::<R, false>(reader, offset),
+        _ => Err(Reason::Malformed),
+    }
+}
+
+/// Parses the packet that an ICMP error quotes: of the transport header only the first eight bytes
+/// need be there (RFC 792, RFC 1812 section 4.3.2.3).
+#[inline(always)]
+pub fn parse_quoted<R: Reader + ?Sized>(reader: &R, offset: u32) -> Result<Packet, Reason> {
+    let [first] = reader.read::<1>(offset).ok_or(Reason::Truncated)?;
+    match first >> 4 {
+        4 => parse_v4::<R, true>(reader, offset),
+        6 => parse_v6::<R, true>(reader, offset),
         _ => Err(Reason::Malformed),
     }
 }
 
 #[inline(always)]
-fn parse_v4<R: Reader + ?Sized>(reader: &R, offset: u32) -> Result<Packet, Reason> {
+fn parse_v4<R: Reader + ?Sized, const QUOTED: bool>(
+    reader: &R,
+    offset: u32,
+) -> Result<Packet, Reason> {
     let h = reader.read::<20>(offset).ok_or(Reason::Truncated)?;
     let header_length = u16::from(h[0] & 0x0f) * 4;
     let total_length = u16::from_be_bytes([h[2], h[3]]);
@@ -167,11 +182,14 @@ fn parse_v4<R: Reader + ?Sized>(reader: &R, offset: u32) -> Result<Packet, Reaso
         first_fragment: fragment & IPV4_MORE_FRAGMENTS != 0,
         hop_limit: 0,
     };
-    l4.parse(reader, src, dst, total_length)
+    l4.parse::<R, QUOTED>(reader, src, dst, total_length)
 }
 
 #[inline(always)]
-fn parse_v6<R: Reader + ?Sized>(reader: &R, offset: u32) -> Result<Packet, Reason> {
+fn parse_v6<R: Reader + ?Sized, const QUOTED: bool>(
+    reader: &R,
+    offset: u32,
+) -> Result<Packet, Reason> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
@@ -222,7 +240,7 @@ fn parse_v6<R: Reader + ?Sized>(reader: &R, offset: u32) -> Result<Packet, Reaso
         first_fragment,
         hop_limit: fixed[7],
     };
-    l4.parse(reader, src, dst, payload_length.saturating_add(40))
+    l4.parse::<R, QUOTED>(reader, src, dst, payload_length.saturating_add(40))
 }
 
 struct Transport {
@@ -236,7 +254,7 @@ struct Transport {
 
 impl Transport {
     #[inline(always)]
-    fn parse<R: Reader + ?Sized>(
+    fn parse<R: Reader + ?Sized, const QUOTED: bool>(
         &self,
         reader: &R,
         src: Addr,
@@ -268,7 +286,7 @@ impl Transport {
             return Err(if self.first_fragment { Reason::Malformed } else { Reason::Truncated });
         }
         match self.protocol {
-            proto::TCP => {
+            proto::TCP if !QUOTED => {
                 let h = reader.read::<14>(self.offset).ok_or(Reason::Truncated)?;
                 let data_offset = u16::from(h[12] >> 4) * 4;
                 if data_offset < 20 || data_offset > self.length {
@@ -278,7 +296,7 @@ impl Transport {
                 packet.dst_port = Port { octets: [h[2], h[3]] };
                 packet.tcp_flags = h[13];
             }
-            proto::UDP | proto::SCTP => {
+            proto::TCP | proto::UDP | proto::SCTP => {
                 let h = reader.read::<4>(self.offset).ok_or(Reason::Truncated)?;
                 packet.src_port = Port { octets: [h[0], h[1]] };
                 packet.dst_port = Port { octets: [h[2], h[3]] };
@@ -392,6 +410,14 @@ mod tests {
         let mut version = v4(6, 0, &tcp_header(2));
         version[0] = 0x55;
         assert_eq!(parse(version.as_slice(), 0), Err(Reason::Malformed));
+    }
+
+    #[test]
+    fn a_quoted_header_may_stop_after_the_ports() {
+        let whole = v4(6, 0, &tcp_header(tcp::SYN));
+        assert_eq!(parse(&whole[..28], 0), Err(Reason::Truncated));
+        let p = parse_quoted(&whole[..28], 0).expect("parses");
+        assert_eq!((p.src_port.get(), p.dst_port.get()), (1234, 80));
     }
 
     #[test]

@@ -85,6 +85,15 @@ pub struct SocketState {
     pub uid: u32,
     /// Rank of the rule that decided; zero for none.
     pub rule: u32,
+    /// The peer's address as the packets carry it; differs from `remote` where this host
+    /// translates after the socket (a service address). `::` when no packet told yet.
+    pub wire_remote: Addr,
+    /// The peer's port as the packets carry it.
+    pub wire_port: Port,
+    /// Zero.
+    pub zero: u16,
+    /// [`crate::value::Workload::index`] of `workload`.
+    pub index: u32,
 }
 
 /// The state of a flow in the flow table.
@@ -123,7 +132,7 @@ pub const fn timeout_seconds(protocol: u8) -> u32 {
 }
 
 const _: () = {
-    assert!(size_of::<SocketState>() == 112);
+    assert!(size_of::<SocketState>() == 136);
     assert!(core::mem::offset_of!(SocketState, cgroup) == 64);
     assert!(size_of::<FlowState>() == 64);
 };

@@ -14,9 +14,15 @@ pub struct Workload {
     pub identity: u32,
     /// The agent's own number for it, stable over generations; never zero.
     pub index: u32,
-    /// Zero.
-    pub zero: u32,
+    /// [`WORKLOAD_RAW_IP`], [`WORKLOAD_HOST_SIDE`]; set by the datapath, for interfaces.
+    pub flags: u32,
 }
+
+/// Flag of a [`Workload`]: packets on this interface have no Ethernet header (tun, `WireGuard`).
+pub const WORKLOAD_RAW_IP: u32 = 1;
+/// Flag of a [`Workload`]: the workload is this host's side of the interface (a network card), so
+/// packets of local sockets have been judged at the cgroup hooks.
+pub const WORKLOAD_HOST_SIDE: u32 = 2;
 
 /// What a direction of a subject class does when no rule matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -3,8 +3,9 @@
 //! The datapath writes it into a set of maps, `check` and the tests evaluate it in place, and
 //! `diff` compares two of them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
+use rustc_hash::FxHashMap;
 use ztseg_common::addr::Addr;
 use ztseg_common::eval::Lookup;
 use ztseg_common::key::{EntryKey, PrefixKey, WorkloadKey};
@@ -36,14 +37,15 @@ pub struct Image {
     /// By [`ztseg_common::key::port_slot`]: all [`ztseg_common::key::PORT_SLOTS`] of them.
     pub ports: Vec<u16>,
     /// The verdict entries.
-    pub entries: HashMap<EntryKey, Entry>,
+    pub entries: FxHashMap<EntryKey, Entry>,
     /// Peers known by a whole address.
-    pub hosts: HashMap<Addr, Peer>,
+    pub hosts: FxHashMap<Addr, Peer>,
     /// Peers known by a prefix; one per prefix, the longest wins.
     pub prefixes: BTreeMap<PrefixKey, Peer>,
     /// The classes of every segment set that has some: the empty set, each segment alone, and
-    /// each set that a workload or an address has. A workload that appears with a set in here
-    /// needs no new generation.
+    /// each set that a workload has. A workload that appears with a set in here needs no new
+    /// generation. (A set that only addresses have makes no subject, so it has no place here;
+    /// [`Image::peer`] tells its identity class.)
     pub classes: BTreeMap<SegmentSet, Classes>,
 }
 

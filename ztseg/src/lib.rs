@@ -5,4 +5,6 @@ pub mod config;
 pub mod datapath;
 pub mod discover;
 pub mod image;
+pub mod inventory;
+pub mod judge;
 pub mod policy;

@@ -1,0 +1,235 @@
+//! The inventory: from the cgroups and interfaces of this host to workloads and their segments.
+//!
+//! Pure: facts come in one by one, and each gives the changes that it makes. ARCHITECTURE.md says
+//! what a workload is. A cgroup's segments follow from its own path and the policy alone, so a fact
+//! costs the depth of its path, and the order in which facts come does not matter.
+
+mod glob;
+mod selectors;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+
+use ztseg_common::key::{WorkloadKey, workload_interface};
+use ztseg_common::value::Workload;
+
+use self::selectors::{Placement, Selectors};
+use crate::image::{Image, SegmentSet};
+use crate::policy::resolved::Resolved;
+
+/// A cgroup of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CgroupFacts {
+    /// Its id in the kernel: the number of its kernfs node, which is never given out twice.
+    pub id: u64,
+    /// Path below the cgroup root with a leading slash; the root itself is `/`.
+    pub path: String,
+    /// Depth below the root of the cgroup hierarchy (not below the cgroup root of this agent).
+    pub level: u32,
+}
+
+/// A network interface of the agent's network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceFacts {
+    /// Its index.
+    pub ifindex: u32,
+    /// Its name.
+    pub name: String,
+}
+
+/// A workload and the segments that it is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// Its key in the maps.
+    pub key: WorkloadKey,
+    /// The cgroup's path, `host`, or `interface:NAME`.
+    pub name: String,
+    /// [`CgroupFacts::level`]; none for interfaces.
+    pub level: Option<u32>,
+    /// Its number: never zero, the same as long as its cgroup or interface is there, and never
+    /// given to another one while this process lives (up to the first 2^32 workloads).
+    pub index: u32,
+    /// Its segments; none is fine: a unit is a workload, and so is the host.
+    pub segments: SegmentSet,
+}
+
+impl Membership {
+    /// Its value in the map of workloads under the policy that `image` is made of; `None` when the
+    /// image has no classes for this set of segments, so that a new one must be compiled.
+    pub fn workload(&self, image: &Image) -> Option<Workload> {
+        let classes = image.classes.get(&self.segments)?;
+        Some(Workload {
+            subject: classes.subject,
+            identity: classes.identity,
+            index: self.index,
+            zero: 0,
+        })
+    }
+}
+
+/// What a fact changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A new workload, or one whose name or segments are new.
+    Put(Membership),
+    /// No longer a workload, or no longer there. What is left of a cgroup belongs to the next
+    /// ancestor that is a workload.
+    Removed(WorkloadKey),
+}
+
+/// A cgroup or an interface, workload or not.
+#[derive(Clone, Debug)]
+struct Member {
+    source: Source,
+    /// Its workload number, once it has needed one.
+    index: Option<u32>,
+    membership: Option<Membership>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Source {
+    Cgroup { path: String, level: u32 },
+    Interface { name: String },
+}
+
+/// The inventory of this host.
+#[derive(Clone, Debug, Default)]
+pub struct Inventory {
+    selectors: Selectors,
+    cgroups: HashMap<u64, Member>,
+    interfaces: BTreeMap<u32, Member>,
+    indexes: Indexes,
+}
+
+impl Inventory {
+    /// An inventory of nothing, under a policy without segments.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A cgroup is there. A second call with the same id replaces what was known of it.
+    pub fn insert_cgroup(&mut self, facts: CgroupFacts) -> Vec<Change> {
+        let CgroupFacts { id, path, level } = facts;
+        let source = Source::Cgroup { path, level };
+        let member = self.cgroups.entry(id).or_insert_with(|| Member::new(source.clone()));
+        member.source = source;
+        member.place(id, &self.selectors, &mut self.indexes).into_iter().collect()
+    }
+
+    /// A cgroup is gone.
+    pub fn remove_cgroup(&mut self, id: u64) -> Vec<Change> {
+        let gone = self.cgroups.remove(&id).and_then(|member| member.membership);
+        gone.map(|m| Change::Removed(m.key)).into_iter().collect()
+    }
+
+    /// These interfaces are there, and no others.
+    pub fn set_interfaces(
+        &mut self,
+        interfaces: impl IntoIterator<Item = InterfaceFacts>,
+    ) -> Vec<Change> {
+        let mut old = std::mem::take(&mut self.interfaces);
+        let mut changes = Vec::new();
+        for InterfaceFacts { ifindex, name } in interfaces {
+            let source = Source::Interface { name };
+            let member = old.remove(&ifindex).unwrap_or_else(|| Member::new(source.clone()));
+            let member = self.interfaces.entry(ifindex).or_insert(member);
+            member.source = source;
+            let key = workload_interface(ifindex);
+            changes.extend(member.place(key, &self.selectors, &mut self.indexes));
+        }
+        let gone = old.into_values().filter_map(|member| member.membership);
+        changes.extend(gone.map(|m| Change::Removed(m.key)));
+        changes
+    }
+
+    /// Another policy is to be in force. Looks at every cgroup and interface once.
+    pub fn set_policy(&mut self, resolved: &Resolved) -> Vec<Change> {
+        self.selectors = Selectors::new(resolved);
+        let Self { selectors, cgroups, interfaces, indexes } = self;
+        let cgroups = cgroups.iter_mut().map(|(id, member)| (*id, member));
+        let interfaces = interfaces.iter_mut().map(|(i, m)| (workload_interface(*i), m));
+        cgroups
+            .chain(interfaces)
+            .filter_map(|(key, member)| member.place(key, selectors, indexes))
+            .collect()
+    }
+
+    /// Every workload, in no particular order.
+    pub fn memberships(&self) -> impl Iterator<Item = &Membership> {
+        let members = self.cgroups.values().chain(self.interfaces.values());
+        members.filter_map(|member| member.membership.as_ref())
+    }
+
+    /// The workload under a key.
+    pub fn get(&self, key: WorkloadKey) -> Option<&Membership> {
+        let member = match ztseg_common::key::interface_of(key) {
+            Some(ifindex) => self.interfaces.get(&ifindex),
+            None => self.cgroups.get(&key),
+        };
+        member?.membership.as_ref()
+    }
+
+    /// The path of a cgroup, workload or not.
+    pub fn cgroup_path(&self, id: u64) -> Option<&str> {
+        match &self.cgroups.get(&id)?.source {
+            Source::Cgroup { path, .. } => Some(path),
+            Source::Interface { .. } => None,
+        }
+    }
+
+    /// Number of cgroups that are there, workloads or not.
+    pub fn cgroup_count(&self) -> usize {
+        self.cgroups.len()
+    }
+}
+
+impl Member {
+    fn new(source: Source) -> Self {
+        Self { source, index: None, membership: None }
+    }
+
+    /// Finds its workload anew; says what changed.
+    fn place(
+        &mut self,
+        key: WorkloadKey,
+        selectors: &Selectors,
+        indexes: &mut Indexes,
+    ) -> Option<Change> {
+        let found = match &self.source {
+            Source::Cgroup { path, level } => {
+                let Placement { segments, workload } = selectors.cgroup(path);
+                let name = if path.trim_matches('/').is_empty() { "host" } else { path };
+                workload.then(|| (name.to_owned(), Some(*level), segments))
+            }
+            Source::Interface { name } => {
+                let segments = selectors.interface(name);
+                (!segments.is_empty()).then(|| (format!("interface:{name}"), None, segments))
+            }
+        };
+        let new = found.map(|(name, level, segments)| {
+            let index = *self.index.get_or_insert_with(|| indexes.next());
+            Membership { key, name, level, index, segments }
+        });
+        if new == self.membership {
+            return None;
+        }
+        self.membership.clone_from(&new);
+        Some(new.map_or(Change::Removed(key), Change::Put))
+    }
+}
+
+/// Gives out workload numbers.
+#[derive(Clone, Debug, Default)]
+struct Indexes {
+    last: u32,
+}
+
+impl Indexes {
+    fn next(&mut self) -> u32 {
+        // 2^32 workloads are sixteen months of a hundred a second; after that numbers repeat.
+        self.last = self.last.checked_add(1).unwrap_or(1);
+        self.last
+    }
+}

@@ -1,0 +1,173 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::policy::generate::{seed, seeded};
+use crate::policy::resolved::{Isolation, Segment, Selector};
+use crate::policy::source::Position;
+
+fn segment(name: &str, selectors: Vec<Selector>) -> Segment {
+    Segment {
+        name: name.into(),
+        policy: "p".into(),
+        ingress: Isolation::Enforce,
+        egress: Isolation::Enforce,
+        selectors,
+        addresses: Vec::new(),
+        position: Position { file: "p.yaml".into(), line: 1, column: 1 },
+    }
+}
+
+fn policy(selectors: Vec<Selector>) -> Resolved {
+    let segments =
+        selectors.into_iter().enumerate().map(|(i, s)| segment(&format!("s{i}"), vec![s]));
+    Resolved { segments: segments.collect(), rules: Vec::new() }
+}
+
+fn cgroup(pattern: &str) -> Selector {
+    Selector { cgroup: Some(pattern.into()), ..Selector::default() }
+}
+
+fn interface(pattern: &str) -> Selector {
+    Selector { interface: Some(pattern.into()), ..Selector::default() }
+}
+
+fn facts(id: u64, path: &str) -> CgroupFacts {
+    let level = u32::try_from(path.split('/').filter(|c| !c.is_empty()).count()).unwrap();
+    CgroupFacts { id, path: path.into(), level }
+}
+
+#[test]
+fn each_fact_tells_what_it_changes() {
+    let mut inventory = Inventory::new();
+    let put = |changes: Vec<Change>| match changes.as_slice() {
+        [Change::Put(m)] => m.clone(),
+        other => panic!("one workload expected: {other:?}"),
+    };
+    let root = put(inventory.insert_cgroup(facts(1, "/")));
+    assert_eq!((root.name.as_str(), root.level, root.segments.len()), ("host", Some(0), 0));
+    assert_eq!(inventory.insert_cgroup(facts(1, "/")), []);
+    assert_eq!(inventory.insert_cgroup(facts(2, "/shop")), []);
+    let web = put(inventory.set_policy(&policy(vec![cgroup("/shop")])));
+    assert_eq!((web.key, web.name.as_str(), web.level), (2, "/shop", Some(1)));
+    assert!(web.index != 0 && web.index != root.index);
+    assert_eq!(inventory.get(2), Some(&web));
+
+    assert_eq!(inventory.set_policy(&Resolved::default()), [Change::Removed(2)]);
+    assert_eq!(inventory.get(2), None);
+    let again = put(inventory.set_policy(&policy(vec![cgroup("/sh*")])));
+    assert_eq!(again.index, web.index, "the number stays with the cgroup");
+    assert_eq!(inventory.remove_cgroup(2), [Change::Removed(2)]);
+    assert_eq!(inventory.remove_cgroup(2), []);
+    let reborn = put(inventory.insert_cgroup(facts(3, "/shop")));
+    assert_ne!(reborn.index, web.index);
+}
+
+#[test]
+fn interfaces_are_workloads_where_a_segment_names_them() {
+    let mut inventory = Inventory::new();
+    inventory.set_policy(&policy(vec![interface("tap-web*"), interface("tap-*")]));
+    let eth = |ifindex, name: &str| InterfaceFacts { ifindex, name: name.into() };
+    let changes = inventory.set_interfaces([eth(1, "lo"), eth(2, "tap-web1"), eth(3, "tap-db")]);
+    let names: Vec<_> = inventory.memberships().map(|m| m.name.as_str()).collect();
+    assert_eq!((changes.len(), names), (2, vec!["interface:tap-web1", "interface:tap-db"]));
+    assert_eq!(inventory.get(workload_interface(2)).map(|m| m.segments.len()), Some(2));
+
+    // A new name on an old index, and one that went away.
+    let changes = inventory.set_interfaces([eth(1, "lo"), eth(2, "eth0")]);
+    let removed = [2, 3].map(|i| Change::Removed(workload_interface(i)));
+    assert_eq!(changes, removed);
+}
+
+#[test]
+fn ten_thousand_literal_patterns_are_not_tried_one_by_one() {
+    let mut inventory = Inventory::new();
+    inventory.set_policy(&policy((0..10_000).map(|i| cgroup(&format!("/t/{i}"))).collect()));
+    // Tried one by one, this is 10^8 comparisons: minutes in a debug build.
+    for id in 0..10_000 {
+        assert_eq!(inventory.insert_cgroup(facts(id, &format!("/t/{id}"))).len(), 1);
+    }
+}
+
+#[test]
+fn the_incremental_result_is_the_result_from_scratch() {
+    const COMPONENTS: [&str; 7] = ["a", "b", "web-1", "s.slice", "x.service", "y.scope", "web-2"];
+    const PATTERNS: [&str; 10] =
+        ["a", "b", "*", "**", "web-*", "x.service", "s.slice", "*1", "*.service", "y*"];
+    let seed = seed();
+    for case in 0..60 {
+        let mut rng = seeded(seed, case);
+        let mut random_policy = || {
+            let path = |rng: &mut fastrand::Rng, from: &[&str]| {
+                let parts = (0..rng.usize(0..4)).map(|_| from[rng.usize(0..from.len())]);
+                format!("/{}", parts.collect::<Vec<_>>().join("/"))
+            };
+            let selector = |rng: &mut fastrand::Rng| match rng.u8(0..8) {
+                0..4 => cgroup(&path(rng, &PATTERNS)),
+                4 => Selector { unit: Some("x*".into()), ..Selector::default() },
+                5 => Selector { unit: Some("*".into()), ..cgroup(&path(rng, &PATTERNS)) },
+                6 => interface(["e*", "eth1", "tap-*"][rng.usize(0..3)]),
+                _ => Selector { host: true, ..Selector::default() },
+            };
+            let list = (0..rng.usize(0..6)).map(|_| selector(&mut rng)).collect();
+            (policy(list), path(&mut rng, &COMPONENTS), rng.clone())
+        };
+        let mut inventory = Inventory::new();
+        let mut tracked = BTreeMap::new();
+        let mut indexes = BTreeMap::new();
+        let (mut cgroups, mut interfaces) = (BTreeMap::new(), Vec::new());
+        let mut current = Resolved::default();
+        for step in 0..80u64 {
+            let (policy, path, mut rng) = random_policy();
+            let changes = match rng.u8(0..10) {
+                0 => {
+                    current = policy;
+                    inventory.set_policy(&current)
+                }
+                1 => {
+                    let eth = |i: u32, rng: &mut fastrand::Rng| InterfaceFacts {
+                        ifindex: i,
+                        name: ["eth0", "eth1", "tap-x"][rng.usize(0..3)].into(),
+                    };
+                    interfaces = (0..rng.u32(0..5)).map(|i| eth(i, &mut rng)).collect();
+                    inventory.set_interfaces(interfaces.clone())
+                }
+                2..4 => {
+                    let gone = rng.u64(0..step + 1);
+                    cgroups.remove(&gone);
+                    inventory.remove_cgroup(gone)
+                }
+                _ => {
+                    cgroups.insert(step, facts(step, &path));
+                    inventory.insert_cgroup(facts(step, &path))
+                }
+            };
+            for change in changes {
+                match change {
+                    Change::Put(m) => {
+                        let owner = (m.key, m.name.clone());
+                        indexes.entry(m.index).or_insert(owner.0);
+                        assert_eq!(indexes[&m.index], owner.0, "number used twice: seed {seed}");
+                        assert_ne!(tracked.get(&m.key), Some(&m), "no change: seed {seed}");
+                        tracked.insert(m.key, m);
+                    }
+                    Change::Removed(key) => {
+                        assert!(tracked.remove(&key).is_some(), "removed twice: seed {seed}");
+                    }
+                }
+            }
+            let mut scratch = Inventory::new();
+            scratch.set_policy(&current);
+            scratch.set_interfaces(interfaces.clone());
+            // Children before their parents, for once.
+            for facts in cgroups.values().rev() {
+                scratch.insert_cgroup(facts.clone());
+            }
+            let without_index = |m: &Membership| (m.key, Membership { index: 0, ..m.clone() });
+            let expected: BTreeMap<_, _> = scratch.memberships().map(without_index).collect();
+            let kept: BTreeMap<_, _> = inventory.memberships().map(without_index).collect();
+            let told: BTreeMap<_, _> = tracked.values().map(without_index).collect();
+            assert_eq!(kept, expected, "seed {seed} case {case} step {step}");
+            assert_eq!(told, expected, "seed {seed} case {case} step {step}");
+        }
+    }
+}
