@@ -29,8 +29,10 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The kernel does not let this user connect.
-    #[error("no permission to talk to the ztseg agent at {0}: run this as root, or for reading \
-             join the group `ztseg`")]
+    #[error(
+        "no permission to talk to the ztseg agent at {0}: run this as root, or for reading \
+             join the group `ztseg`"
+    )]
     NoPermission(PathBuf),
     /// The agent does not let this user do that.
     #[error("{0}")]

@@ -12,7 +12,7 @@ use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 
 use axum::body::{Body, Bytes};
@@ -25,6 +25,7 @@ use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use futures_util::stream::{self, Stream};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Group;
 use serde::Deserialize;
@@ -52,8 +53,10 @@ pub enum BindError {
     #[error("{0} is there and is no socket: remove it, or name another path with --socket")]
     NotASocket(PathBuf),
     /// The kernel refused.
-    #[error("the socket {path} cannot be made: {source}; it needs a folder that this user may \
-             write to and a path of at most 107 bytes (--socket)")]
+    #[error(
+        "the socket {path} cannot be made: {source}; it needs a folder that this user may \
+             write to and a path of at most 107 bytes (--socket)"
+    )]
     Io {
         /// The socket.
         path: PathBuf,
@@ -67,7 +70,7 @@ pub enum BindError {
 pub struct Bound {
     path: PathBuf,
     /// None once it is served.
-    listener: Option<UnixListener>,
+    listener: Option<StdUnixListener>,
     _lock: Flock<fs::File>,
 }
 
@@ -78,7 +81,8 @@ impl Drop for Bound {
     }
 }
 
-/// Takes the socket; one that a dead agent left behind is replaced. Needs a tokio runtime.
+/// Takes the socket; one that a dead agent left behind is replaced. Whoever connects from
+/// now on waits until it is served.
 ///
 /// # Errors
 /// When another agent listens there, or the kernel refuses.
@@ -93,8 +97,10 @@ pub fn bind(path: &Path) -> Result<Bound, BindError> {
     // The lock decides between two agents that start at once; it ends with its process, however
     // that ends.
     let file = fs::File::create(&lock_path).map_err(io_error)?;
-    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|_| BindError::SecondAgent(path.to_owned()))?;
+    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+        Errno::EWOULDBLOCK => BindError::SecondAgent(path.to_owned()),
+        e => io_error(e.into()),
+    })?;
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(BindError::NotASocket(path.to_owned()));
@@ -105,7 +111,8 @@ pub fn bind(path: &Path) -> Result<Bound, BindError> {
         Ok(_) => fs::remove_file(path).map_err(io_error)?,
         Err(_) => {}
     }
-    let listener = UnixListener::bind(path).map_err(io_error)?;
+    let listener = StdUnixListener::bind(path).map_err(io_error)?;
+    listener.set_nonblocking(true).map_err(io_error)?;
     // Who may do what is decided by credentials; the mode only keeps the others out earlier.
     fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(io_error)?;
     if let Ok(Some(group)) = Group::from_name(access::GROUP) {
@@ -120,6 +127,7 @@ pub fn bind(path: &Path) -> Result<Bound, BindError> {
 /// When the socket fails.
 pub async fn serve(mut bound: Bound, agent: Handle) -> io::Result<()> {
     let Some(listener) = bound.listener.take() else { return Ok(()) };
+    let listener = UnixListener::from_std(listener)?;
     let service = router(agent).into_make_service_with_connect_info::<Credentials>();
     axum::serve(listener, service).await
 }
@@ -213,11 +221,7 @@ async fn events(
     for event in past {
         line(&mut first, &*event);
     }
-    let body = if follow {
-        Body::from_stream(stream(first, follower))
-    } else {
-        Body::from(first)
-    };
+    let body = if follow { Body::from_stream(stream(first, follower)) } else { Body::from(first) };
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }
 

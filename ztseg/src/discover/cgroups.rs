@@ -21,22 +21,11 @@ use tokio::sync::mpsc::Sender;
 use super::Discovered;
 use super::mounts::CgroupRoot;
 use super::stop::{Stop, Thread, Woken};
+use crate::inventory::CgroupFacts;
 
 /// How long to wait between two whole scans where watches are missing. A scan that takes long
 /// makes the wait longer, so that scanning never takes more than a tenth of one CPU.
 const SCAN_INTERVAL: Duration = Duration::from_secs(1);
-
-/// A cgroup.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CgroupFacts {
-    /// The kernel's id: the inode of the folder (`cgroup_ino`, `include/linux/cgroup.h`).
-    pub id: u64,
-    /// Path below the cgroup root, with a leading slash; `/` is the root itself. Bytes that are
-    /// not UTF-8 are replaced, so such a name only ever matches a wildcard.
-    pub path: String,
-    /// Levels below the root of the whole hierarchy.
-    pub level: u32,
-}
 
 /// A change in the tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +86,8 @@ struct Node {
     watch: Option<WatchDescriptor>,
 }
 
-/// The tree as it was last seen.
+/// The tree as it was last seen. A cgroup's id is the inode of its folder (`cgroup_ino`,
+/// include/linux/cgroup.h).
 struct Tree {
     root: PathBuf,
     level: u32,
@@ -278,6 +268,8 @@ impl Tree {
     }
 }
 
+/// A path as the inventory knows it. Bytes that are not UTF-8 are replaced, so that such a name
+/// matches wildcards only.
 fn shown(path: &Path) -> String {
     format!("/{}", path.to_string_lossy())
 }

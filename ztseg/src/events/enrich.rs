@@ -196,7 +196,10 @@ spec:
         let mut record = decode(&denied()).expect("known");
         record.peer = Some(42);
         let peer = enrich(&record, &names(), &clocks()).peer;
-        assert_eq!((peer.workload.as_deref(), peer.segments), (Some("/shop/web"), vec!["web".into()]));
+        assert_eq!(
+            (peer.workload.as_deref(), peer.segments),
+            (Some("/shop/web"), vec!["web".into()])
+        );
     }
 
     #[test]
@@ -213,8 +216,22 @@ spec:
         let json = serde_json::to_value(enrich(&record, &names(), &clocks())).expect("json");
         let fields: Vec<_> = json.as_object().expect("an object").keys().cloned().collect();
         for field in [
-            "time", "verdict", "direction", "reason", "rule", "generation", "workload", "segments",
-            "local", "peer", "proto", "tcpFlags", "hook", "pid", "comm", "count",
+            "time",
+            "verdict",
+            "direction",
+            "reason",
+            "rule",
+            "generation",
+            "workload",
+            "segments",
+            "local",
+            "peer",
+            "proto",
+            "tcpFlags",
+            "hook",
+            "pid",
+            "comm",
+            "count",
         ] {
             assert!(fields.iter().any(|f| f == field), "{field} in {fields:?}");
         }

@@ -82,15 +82,10 @@ impl Names {
 
     /// The segments of a subject class in a generation; where that is forgotten, those that the
     /// workload was last known with.
-    pub fn subject_segments(
-        &self,
-        generation: u32,
-        subject: u32,
-        key: WorkloadKey,
-    ) -> Vec<String> {
-        let names = self.generation(generation).and_then(|g| {
-            g.subjects.get(&subject).map(|set| g.names(set.iter()))
-        });
+    pub fn subject_segments(&self, generation: u32, subject: u32, key: WorkloadKey) -> Vec<String> {
+        let names = self
+            .generation(generation)
+            .and_then(|g| g.subjects.get(&subject).map(|set| g.names(set.iter())));
         names.unwrap_or_else(|| self.known(key).map(|w| w.segments.clone()).unwrap_or_default())
     }
 

@@ -14,8 +14,7 @@ pub fn line(event: &EventRecord) -> String {
     let local = end(workload, event.local.ip, event.local.port, ports, &event.segments);
     let peer = &event.peer;
     let remote = end(peer.workload.as_deref(), peer.ip, peer.port, ports, &peer.segments);
-    let (from, to) =
-        if event.direction == "ingress" { (remote, local) } else { (local, remote) };
+    let (from, to) = if event.direction == "ingress" { (remote, local) } else { (local, remote) };
     let mut proto = event.proto.clone();
     if let Some(kind) = event.icmp_type {
         // Writing to a string does not fail.

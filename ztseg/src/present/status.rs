@@ -13,7 +13,8 @@ pub fn text(status: &Status) -> String {
         // Writing to a string does not fail.
         let _ = writeln!(out, "{:<16}{}", format!("{name}:"), safe(value));
     };
-    let mode = if status.audit { ", the whole agent in audit mode: nothing is dropped" } else { "" };
+    let mode =
+        if status.audit { ", the whole agent in audit mode: nothing is dropped" } else { "" };
     field("agent", &format!("ztseg {}, process {}{mode}", status.version, status.pid));
     field("kernel", &format!("{}, layouts {}", status.kernel, status.abi));
     field("started", &seconds(status.started_at));
@@ -63,9 +64,8 @@ fn seconds(at: jiff::Timestamp) -> String {
 }
 
 fn hooks(status: &Status) -> String {
-    let rows: Vec<_> = status.hooks.iter().map(|hook| {
-        let attached =
-            if hook.attached.is_empty() { "-".into() } else { hook.attached.join(", ") };
+    let rows = status.hooks.iter().map(|hook| {
+        let attached = if hook.attached.is_empty() { "-".into() } else { hook.attached.join(", ") };
         [hook.name.clone(), hook.id.to_string(), hook.verified_instructions.to_string(), attached]
     });
     table(["program", "id", "verified", "attached to"], &rows.collect::<Vec<_>>())
@@ -134,9 +134,22 @@ mod tests {
         };
         let text = text(&status);
         for part in [
-            "1.2.3", "6.1.0", "audit mode", "generation:     7", "sent by", "/etc/x.yaml",
-            "a warning", "  first\n  second", "web: 3", "inotify", "connect4  11  1234",
-            "dropped_ingress", "99", "25 %", "2.0 KiB", "sctp: not seen; use TC",
+            "1.2.3",
+            "6.1.0",
+            "audit mode",
+            "generation:     7",
+            "sent by",
+            "/etc/x.yaml",
+            "a warning",
+            "  first\n  second",
+            "web: 3",
+            "inotify",
+            "connect4  11  1234",
+            "dropped_ingress",
+            "99",
+            "25 %",
+            "2.0 KiB",
+            "sctp: not seen; use TC",
         ] {
             assert!(text.contains(part), "{part:?} in:\n{text}");
         }
