@@ -31,12 +31,15 @@ impl Glob {
     }
 }
 
+/// Globs by the text before their first `*`.
+type Buckets<T> = HashMap<Box<str>, Vec<(Glob, T)>>;
+
 /// Values under patterns.
 #[derive(Clone, Debug)]
 pub(super) struct GlobIndex<T> {
     literals: HashMap<Box<str>, T>,
-    /// By the length in bytes of the text before the first `*`, then by this text.
-    globs: BTreeMap<usize, HashMap<Box<str>, Vec<(Glob, T)>>>,
+    /// By the length in bytes of the text before the first `*`.
+    globs: BTreeMap<usize, Buckets<T>>,
 }
 
 impl<T> Default for GlobIndex<T> {

@@ -56,7 +56,7 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Its value in the map of workloads under the policy that `image` is made of; `None` when the
+    /// Its value (without the datapath's flags) in the map of workloads under the policy that `image` is made of; `None` when the
     /// image has no classes for this set of segments, so that a new one must be compiled.
     pub fn workload(&self, image: &Image) -> Option<Workload> {
         let classes = image.classes.get(&self.segments)?;
@@ -64,7 +64,7 @@ impl Membership {
             subject: classes.subject,
             identity: classes.identity,
             index: self.index,
-            zero: 0,
+            flags: 0,
         })
     }
 }
@@ -95,6 +95,9 @@ enum Source {
 }
 
 /// The inventory of this host.
+///
+/// To try a policy that may be refused, clone the inventory, give the clone the policy, and keep
+/// the clone once the policy is in force.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     selectors: Selectors,

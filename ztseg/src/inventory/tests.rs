@@ -132,7 +132,7 @@ fn the_incremental_result_is_the_result_from_scratch() {
                     inventory.set_interfaces(interfaces.clone())
                 }
                 2..4 => {
-                    let gone = rng.u64(0..step + 1);
+                    let gone = rng.u64(0..=step);
                     cgroups.remove(&gone);
                     inventory.remove_cgroup(gone)
                 }

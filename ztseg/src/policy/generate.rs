@@ -188,6 +188,7 @@ pub fn large(rng: &mut Rng, segments: u32, rules: usize, addresses: u32) -> Worl
             segments: vec![SegmentId(rng.u32(0..segments.max(1)))],
             ..Side::default()
         };
+        let port = rng.u16(1..2000);
         let mut rule = Rule {
             name: format!("large/rule-{i}"),
             tier: Tier::Application,
@@ -196,15 +197,13 @@ pub fn large(rng: &mut Rng, segments: u32, rules: usize, addresses: u32) -> Worl
             log: false,
             from: side(rng),
             to: side(rng),
-            ports: vec![PortRange { protocol: Some(proto::TCP), first: 0, last: 0 }],
+            ports: vec![PortRange { protocol: Some(proto::TCP), first: port, last: port }],
             position: position(),
         };
-        let port = 1 + rng.u16(0..2000);
-        rule.ports = vec![PortRange { protocol: Some(proto::TCP), first: port, last: port }];
         if i % 10 == 0 {
             let share = (addresses as usize).div_ceil(with_networks);
-            let host = |n: u32| IpAddr::from([172, 16 + (n >> 16) as u8, (n >> 8) as u8, n as u8]);
-            #[expect(clippy::cast_possible_truncation, reason = "the bytes of an address")]
+            // From 172.16.0.0 on, private; for larger numbers whatever comes after.
+            let host = |n: u32| IpAddr::from(0xac10_0000_u32.wrapping_add(n).to_be_bytes());
             let network = |n: u32| Network { cidr: host(n).into(), except: Vec::new() };
             let networks = hosts.by_ref().take(share).map(network).collect();
             rule.from = Side { networks, ..Side::default() };

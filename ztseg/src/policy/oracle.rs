@@ -24,6 +24,7 @@ pub struct PeerFacts {
 }
 
 /// What the oracle says.
+#[expect(clippy::struct_excessive_bools, reason = "they are answers, each to its own question")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OracleDecision {
     /// Whether the flow passes.

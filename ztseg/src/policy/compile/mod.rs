@@ -66,7 +66,7 @@ pub fn compile(
         let classes = classes.get(&m.segments)?;
         let index = m.index;
         let (subject, identity) = (classes.subject, classes.identity);
-        Some((m.key, Workload { subject, identity, index, zero: 0 }))
+        Some((m.key, Workload { subject, identity, index, flags: 0 }))
     };
     Ok(Image {
         workloads: memberships.iter().filter_map(workload).collect(),

@@ -33,7 +33,7 @@ impl Ports {
         let mut edges: Vec<Edge> = Vec::new();
         for (list, ranges) in lists.iter().enumerate() {
             let list = number(list);
-            for (first, last) in ranges.iter().filter_map(slots) {
+            for (first, last) in ranges.iter().copied().filter_map(slots) {
                 edges.push(Edge { slot: first, list, begins: true });
                 edges.push(Edge { slot: last + 1, list, begins: false });
             }
@@ -76,7 +76,7 @@ impl Ports {
 
 /// The first and the last slot of a range; `None` for a range that holds nothing that a packet
 /// can have.
-fn slots(range: &PortRange) -> Option<(u32, u32)> {
+fn slots(range: PortRange) -> Option<(u32, u32)> {
     let protocol = range.protocol?;
     let highest = match protocol {
         proto::TCP | proto::UDP | proto::SCTP => u16::MAX,

@@ -1,14 +1,18 @@
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use ztseg_common::addr::Addr;
 use ztseg_common::eval::{Decision, Query, decide};
-use ztseg_common::key::{IDENTITY_NOBODY, port_slot};
+use ztseg_common::key::{
+    ADDRESS_UNKNOWN, IDENTITY_NOBODY, IDENTITY_UNKNOWN, SHAPES, SUBJECT_ANY, port_slot,
+};
 use ztseg_common::value::Peer;
 use ztseg_common::verdict::{Reason, Verdict};
 
 use super::*;
 use crate::policy::generate::{Question, World, large, question, seed, seeded, world};
 use crate::policy::oracle;
+use crate::policy::resolved::{Network, PortRange, SegmentId, Side};
 
 const LARGE: Capacity =
     Capacity { flows: 1, verdicts: 1 << 20, peers: 1 << 18, workloads: 1 << 15 };
@@ -79,9 +83,8 @@ fn the_evaluator_over_an_image_says_what_the_oracle_says() {
         let image = compile(&world.resolved, &world.workloads, &LARGE).unwrap();
         for _ in 0..QUESTIONS {
             let q = question(&mut rng, &world);
-            if difference(&image, &world, &q).is_some() {
-                panic!("seed {seed} case {case}\n{}", shrink(world, &q));
-            }
+            let same = difference(&image, &world, &q).is_none();
+            assert!(same, "seed {seed} case {case}\n{}", shrink(world, &q));
             let d = evaluate(&image, &world, &q);
             decisions[usize::from(d.rule == 0) << 1 | usize::from(d.verdict == Verdict::Deny)] += 1;
         }
@@ -91,7 +94,7 @@ fn the_evaluator_over_an_image_says_what_the_oracle_says() {
 }
 
 #[test]
-fn zero_is_never_a_class_and_class_masks_are_exact() {
+fn zero_is_never_a_class_and_shape_masks_are_exact() {
     let seed = seed();
     for case in 0..50 {
         let world = world(&mut seeded(seed, case));
@@ -110,14 +113,84 @@ fn zero_is_never_a_class_and_class_masks_are_exact() {
                 for key in image.entries.keys().filter(|k| k.direction == direction) {
                     if key.subject as usize == class {
                         used |= key.shape();
-                    } else if key.subject == ztseg_common::key::SUBJECT_ANY {
-                        used |= key.shape() << ztseg_common::key::SHAPES;
+                    } else if key.subject == SUBJECT_ANY {
+                        used |= key.shape() << SHAPES;
                     }
                 }
                 assert_eq!(mask, used, "seed {seed} case {case}");
             }
         }
     }
+}
+
+fn segments(list: &[u32]) -> Side {
+    Side { segments: list.iter().copied().map(SegmentId).collect(), ..Side::default() }
+}
+
+fn networks(list: &[&str]) -> Side {
+    let network = |cidr: &&str| Network { cidr: cidr.parse().unwrap(), except: Vec::new() };
+    Side { networks: list.iter().map(network).collect(), ..Side::default() }
+}
+
+/// Allows every port from each first to each second side; there are eight segments.
+fn policy(sides: &[(Side, Side)]) -> Resolved {
+    let mut resolved = large(&mut seeded(1, 1), 8, sides.len(), 0).resolved;
+    for (rule, (from, to)) in resolved.rules.iter_mut().zip(sides) {
+        (rule.from, rule.to) = (from.clone(), to.clone());
+        rule.ports = vec![PortRange::ANY];
+    }
+    resolved
+}
+
+#[test]
+fn what_every_rule_treats_alike_shares_a_class() {
+    let resolved = policy(&[
+        (segments(&[0, 1]), segments(&[2])),
+        (networks(&["192.0.2.1/32", "198.51.100.0/24"]), segments(&[2])),
+        (segments(&[3]), networks(&["192.0.2.0/24"])),
+    ]);
+    let image = compile(&resolved, &[], &LARGE).unwrap();
+    let identity = |list: &[u32]| image.classes[&list.iter().copied().map(SegmentId).collect()];
+    assert_eq!(identity(&[0]).identity, identity(&[1]).identity);
+    assert_ne!(identity(&[0]).identity, identity(&[2]).identity);
+    // Segment 3 is never a peer: nothing that its rule names makes a subject.
+    assert_eq!(identity(&[3]).identity, IDENTITY_UNKNOWN);
+    assert_eq!(identity(&[]).identity, IDENTITY_UNKNOWN);
+
+    let address = |a: &str| image.peer(&Addr::from(a.parse::<IpAddr>().unwrap())).address;
+    assert_eq!(address("198.51.100.1"), address("198.51.100.2"));
+    assert_ne!(address("198.51.100.1"), address("192.0.2.1"));
+    assert_ne!(address("192.0.2.2"), address("192.0.2.1"));
+    assert_eq!(address("203.0.113.1"), ADDRESS_UNKNOWN);
+}
+
+#[test]
+fn any_is_one_entry_for_each_end_and_not_a_copy_for_each_class() {
+    let any = Side { any: true, ..Side::default() };
+    let image = compile(&policy(&[(any, segments(&[0]))]), &[], &LARGE).unwrap();
+    let mut keys: Vec<_> = image.entries.keys().map(|k| (k.direction, k.subject)).collect();
+    keys.sort_unstable();
+    let web = image.classes[&[SegmentId(0)].into()].subject;
+    // Ingress at the segment; egress of everyone to the segment and to nobody.
+    assert_eq!(keys, [(1, web), (2, SUBJECT_ANY), (2, SUBJECT_ANY)]);
+}
+
+#[test]
+fn prefixes_are_complete_and_nothing_is_said_twice() {
+    let cidrs = ["::/0", "10.0.0.0/8", "10.0.0.1/32", "10.9.0.0/16", "2001:db8::1/128"];
+    let image = compile(&policy(&[(segments(&[0]), networks(&cidrs))]), &[], &LARGE).unwrap();
+    // One list holds them all, so what lies inside another one of the same family adds nothing.
+    assert!(image.hosts.is_empty());
+    let prefixes: Vec<_> = image
+        .prefixes
+        .iter()
+        .map(|(key, peer)| {
+            let net = format!("{}/{}", IpAddr::from(key.addr), key.prefix_len);
+            (net, peer.address == ADDRESS_UNKNOWN)
+        })
+        .collect();
+    let expected = [("::/0", false), ("0.0.0.0/96", true), ("10.0.0.0/104", false)];
+    assert_eq!(prefixes, expected.map(|(net, unknown)| (net.to_owned(), unknown)));
 }
 
 #[test]
@@ -142,14 +215,11 @@ fn a_policy_that_does_not_fit_is_refused_with_the_option_that_raises_the_limit()
 #[test]
 fn a_policy_that_explodes_is_refused_before_it_takes_memory() {
     let mut world = large(&mut seeded(1, 1), 10_000, 3, 10);
-    let everyone = crate::policy::resolved::Side {
-        segments: (0..10_000).map(crate::policy::resolved::SegmentId).collect(),
-        ..Default::default()
-    };
+    let everyone = Side { segments: (0..10_000).map(SegmentId).collect(), ..Default::default() };
     // Ten thousand segments, told apart as peers by the rules of one each, times themselves.
     for i in 0..10_000u32 {
         let mut rule = world.resolved.rules[1].clone();
-        rule.to.segments = vec![crate::policy::resolved::SegmentId(i)];
+        rule.to.segments = vec![SegmentId(i)];
         world.resolved.rules.push(rule);
     }
     world.resolved.rules[1].name = "p/everyone".into();
@@ -168,7 +238,7 @@ fn a_policy_that_explodes_is_refused_before_it_takes_memory() {
 fn numbers_of_no_segment_are_refused() {
     let mut world = large(&mut seeded(1, 1), 3, 20, 1);
     let all = world.workloads.clone();
-    world.workloads[0].segments = [crate::policy::resolved::SegmentId(3)].into();
+    world.workloads[0].segments = [SegmentId(3)].into();
     let error = compile(&world.resolved, &world.workloads, &LARGE).unwrap_err();
     assert!(matches!(error, CompileError::UnknownSegment { segment: 3, .. }), "{error}");
     world.resolved.segments.truncate(1);
