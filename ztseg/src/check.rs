@@ -113,3 +113,59 @@ const fn verdict_name(verdict: Verdict) -> &'static str {
         Verdict::Deny => "deny",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::load;
+    use crate::policy::source::Source;
+
+    const TEXT: &str = "\
+apiVersion: ztseg.io/v1
+kind: SegmentPolicy
+metadata: { name: p }
+spec:
+  segments: { web: { match: [ { unit: a.service } ] }, db: { match: [ { unit: b.service } ] } }
+  allow: [ { name: wide, from: any, to: db } ]
+  tests:
+    - { allow: web -> db tcp/5432 }
+    - { deny: web -> db tcp/5433 }
+";
+
+    fn loaded() -> Loaded {
+        load(&[Source { name: "p.yaml".into(), text: TEXT.into() }]).expect("loads")
+    }
+
+    fn end(direction: Direction, verdict: Verdict, because: Because) -> End {
+        End { direction, verdict, because }
+    }
+
+    #[test]
+    fn tests_that_hold_say_nothing() {
+        let diagnostics = run_tests(&loaded(), |test| {
+            let verdict = if test.port == 5432 { Verdict::Allow } else { Verdict::Deny };
+            Answer { verdict, ends: vec![] }
+        });
+        assert!(diagnostics.is_empty(), "{diagnostics}");
+    }
+
+    #[test]
+    fn a_failing_test_says_what_decided() {
+        let diagnostics = run_tests(&loaded(), |test| {
+            let ingress = end(Direction::Ingress, Verdict::Allow, Because::Rule(0));
+            if test.expect == Expect::Allow {
+                let isolation = Because::Isolation(vec![SegmentId(0)]);
+                let egress = end(Direction::Egress, Verdict::Deny, isolation);
+                Answer { verdict: Verdict::Deny, ends: vec![egress, ingress] }
+            } else {
+                let egress = end(Direction::Egress, Verdict::Allow, Because::NoIsolation);
+                Answer { verdict: Verdict::Allow, ends: vec![egress, ingress] }
+            }
+        });
+        assert_eq!(
+            diagnostics.to_string(),
+            "p.yaml:8:16: error: this test expects allow, but the policy says deny: egress is denied by the isolation of segment `web`, and no rule allows it; add an `allow` rule for this flow, or change the test
+p.yaml:9:15: error: this test expects deny, but the policy says allow: nothing isolates egress, and no rule denies it; ingress is allowed by rule `p/wide` (p.yaml:6:12); narrow what allows it, add a `deny` rule, or change the test"
+        );
+    }
+}

@@ -258,3 +258,78 @@ fn number(
     cx.out.push(error.help(format!("write {least} to {most}; the default is {default}")));
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, String> {
+        let source = Source { name: "config.yaml".into(), text: text.into() };
+        Config::from_yaml(&source).map_err(|d| d.to_string())
+    }
+
+    #[test]
+    fn every_key_is_optional() {
+        assert_eq!(read(""), Ok(Config::default()));
+        assert_eq!(read("# nothing\n---\n"), Ok(Config::default()));
+        assert_eq!(read("cgroupRoot: auto\nunmanaged: allow\nboot: open\n"), Ok(Config::default()));
+    }
+
+    #[test]
+    fn what_is_printed_is_read_again() {
+        assert_eq!(read(&Config::default().to_yaml()), Ok(Config::default()));
+        let other = Config {
+            cgroup_root: Some("/sys/fs/cgroup/it's: here".into()),
+            bpffs: "/sys/fs/bpf/other".into(),
+            state_dir: "/var/lib/other".into(),
+            socket: "/run/other.sock".into(),
+            policies: vec!["/etc/a b".into(), "/etc/c".into()],
+            on_exit: OnExit::Detach,
+            capacity: Capacity { flows: 1024, verdicts: 1 << 24, peers: 2048, workloads: 64 },
+        };
+        assert_eq!(read(&other.to_yaml()), Ok(other));
+    }
+
+    #[test]
+    fn bad_settings_are_refused_all_at_once() {
+        let text = "\
+cgroupRoot: sys/fs/cgroup
+sockt: /run/z.sock
+policies: /etc/ztseg
+unmanaged: quarantine
+boot: never
+onExit: kep
+metrics: { listen: \"127.0.0.1:9479\" }
+capacity: { flows: 1023, verdicts: many, peers: 16777217, workloads: -1 }
+stateDir: [/var]
+";
+        let expected = "\
+config.yaml:1:13: error: `cgroupRoot` is `sys/fs/cgroup`, which is not an absolute path; write `auto`, or `/sys/fs/cgroup`
+config.yaml:2:1: error: unknown field `sockt` in the configuration; did you mean `socket`?
+config.yaml:3:11: error: `policies` is a single value, but must be a list; write `[/etc/ztseg/policies]`
+config.yaml:4:12: error: `unmanaged: quarantine` is not supported yet by this version of ztseg; write `unmanaged: allow`
+config.yaml:5:7: error: `boot` cannot be `never`; write `open`
+config.yaml:6:9: error: `onExit` cannot be `kep`; did you mean `keep`?
+config.yaml:7:1: error: `metrics` in the configuration is not supported yet by this version of ztseg; remove it; read counters with `ztseg status` until then
+config.yaml:8:20: error: `capacity.flows` is 1023, which is out of range; write 1024 to 16777216; the default is 131072
+config.yaml:8:36: error: `capacity.verdicts` is `many`, which is not a number; write 1024 to 16777216; the default is 65536
+config.yaml:8:49: error: `capacity.peers` is 16777217, which is out of range; write 1024 to 16777216; the default is 262144
+config.yaml:8:70: error: `capacity.workloads` is `-1`, which is not a number; write 64 to 1048576; the default is 16384
+config.yaml:9:11: error: `stateDir` is a list, but must be a single value; write `/var/lib/ztseg`";
+        assert_eq!(read(text).expect_err("is refused"), expected);
+    }
+
+    #[test]
+    fn a_socket_path_must_fit_the_kernel() {
+        let path = |n: usize| format!("socket: /{}\n", "s".repeat(n - 1));
+        assert!(read(&path(MAX_SOCKET_PATH)).is_ok());
+        let found = read(&path(MAX_SOCKET_PATH + 1)).expect_err("is refused");
+        assert!(found.contains("has 108 bytes, but may have 107"), "{found}");
+    }
+
+    #[test]
+    fn one_document_is_enough() {
+        let found = read("boot: open\n---\nboot: open\n").expect_err("is refused");
+        assert!(found.contains("3:1: error: a second document"), "{found}");
+    }
+}

@@ -20,6 +20,7 @@ pub mod host;
 pub mod limits;
 pub mod prepare;
 pub mod report;
+mod ring;
 pub mod run;
 pub mod sources;
 pub mod watch;

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -11,6 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use super::core::Core;
 use super::enforcer::Enforcer;
 use super::handle::Command;
+use super::ring;
 use super::sources::{self, PolicyFiles};
 use super::watch::FileWatch;
 use crate::api::types::{Applied, Origin};
@@ -66,8 +66,7 @@ pub async fn run<E: Enforcer>(
     mut last: Option<Vec<Source>>,
     mut inputs: Inputs,
 ) -> Core<E> {
-    let ring =
-        core.event_fd().ok().and_then(|fd| AsyncFd::register_with_interest(fd, Interest::READABLE).ok());
+    let ring = core.event_fd().ok().and_then(|fd| ring::register(fd).ok());
     let mut tick = interval(DRAIN);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut reread: Option<Instant> = None;

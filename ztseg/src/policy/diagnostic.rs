@@ -1,11 +1,17 @@
 //! What is wrong with a source, where, and what to write instead.
 
 use std::fmt::{self, Write as _};
+use std::ops::Range;
 use std::sync::Arc;
 
-use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Element, Group, Level, Origin, Renderer, Snippet};
 
 use super::source::{Position, Source};
+
+/// How many diagnostics [`Diagnostics::render`] shows.
+pub const MAX_RENDERED: usize = 200;
+/// The longest line that is shown. The renderer reads all of it for each diagnostic.
+const MAX_LINE: usize = 8192;
 
 /// A part of a source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -157,7 +163,7 @@ impl Diagnostics {
         let mut line = format!("{}: {}: {}", self.position(d), d.severity.name(), d.message);
         for (span, label) in &d.related {
             // Writing to a string does not fail.
-            let _ = write!(line, "; {label} at {}", span.position(&self.sources));
+            let _ = write!(line, "; {label}: {}", span.position(&self.sources));
         }
         if let Some(help) = &d.help {
             let _ = write!(line, "; {help}");
@@ -165,13 +171,17 @@ impl Diagnostics {
         line
     }
 
-    /// All of them with the lines that they are about, for a terminal.
+    /// They with the lines that they are about, for a terminal; the first [`MAX_RENDERED`] of them,
+    /// and how many more there are.
     pub fn render(&self, color: bool) -> String {
         let renderer = if color { Renderer::styled() } else { Renderer::plain() };
         let mut out = String::new();
-        for d in &self.list {
+        for d in self.list.iter().take(MAX_RENDERED) {
             out.push_str(&renderer.render(&[self.group(d)]));
             out.push_str("\n\n");
+        }
+        if let Some(more) = self.list.len().checked_sub(MAX_RENDERED).filter(|n| *n > 0) {
+            let _ = write!(out, "... and {more} more");
         }
         out.truncate(out.trim_end().len());
         out.push('\n');
@@ -183,13 +193,13 @@ impl Diagnostics {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
         };
-        let mut group = level.primary_title(d.message.as_str()).elements(self.snippet(
+        let mut group = level.primary_title(d.message.as_str()).element(self.snippet(
             d.span,
             AnnotationKind::Primary,
             d.label.as_deref(),
         ));
         for (span, label) in &d.related {
-            group = group.elements(self.snippet(*span, AnnotationKind::Context, Some(label)));
+            group = group.element(self.snippet(*span, AnnotationKind::Context, Some(label)));
         }
         if let Some(help) = &d.help {
             group = group.element(Level::HELP.message(help.as_str()));
@@ -197,14 +207,28 @@ impl Diagnostics {
         group
     }
 
-    /// The line that `span` starts in. The renderer gets no more than that, since it reads all that
-    /// it gets, for each diagnostic anew; and what spans lines is known by its first.
+    /// The line that `span` starts in, or its place alone where that line cannot be shown. The
+    /// renderer gets no more than that, since it reads all that it gets, for each diagnostic anew.
     fn snippet<'a>(
         &'a self,
         span: Span,
         kind: AnnotationKind,
         label: Option<&'a str>,
-    ) -> Option<Snippet<'a, annotate_snippets::Annotation<'a>>> {
+    ) -> Element<'a> {
+        let Some((source, line, annotated)) = self.line_of(span) else {
+            let Position { file, line, column } = span.position(&self.sources);
+            let origin = Origin::path(file.to_string());
+            return origin.line(line as usize).char_column(column as usize).into();
+        };
+        Snippet::source(line)
+            .path(source.name.as_ref())
+            .line_start(span.line as usize)
+            .annotation(kind.span(annotated).label(label))
+            .into()
+    }
+
+    /// The line that `span` starts in, and the part of it that `span` takes.
+    fn line_of(&self, span: Span) -> Option<(&Source, &str, Range<usize>)> {
         let source = self.sources.get(span.file as usize)?;
         let (start, end) = (span.start as usize, span.end as usize);
         let (before, after) = source.text.split_at_checked(start)?;
@@ -212,14 +236,10 @@ impl Diagnostics {
         let rest = after.find('\n').map_or(after, |i| &after[..i]);
         let rest = rest.strip_suffix('\r').unwrap_or(rest);
         let line_end = start + rest.len();
-        let line = source.text.get(line_start..line_end)?;
+        let line = source.text.get(line_start..line_end).filter(|line| line.len() <= MAX_LINE)?;
         let end = if source.text.is_char_boundary(end) { end } else { start };
         let annotated = start - line_start..end.clamp(start, line_end) - line_start;
-        let snippet = Snippet::source(line)
-            .path(source.name.as_ref())
-            .line_start(span.line as usize)
-            .annotation(kind.span(annotated).label(label));
-        Some(snippet)
+        Some((source, line, annotated))
     }
 }
 
@@ -269,4 +289,69 @@ pub fn quote(text: &str) -> String {
     }
     out.push('`');
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(text: &str) -> Source {
+        Source { name: "a.yaml".into(), text: text.into() }
+    }
+
+    fn span(start: u32, end: u32, line: u32, column: u32) -> Span {
+        Span { file: 0, start, end, line, column }
+    }
+
+    #[test]
+    fn the_order_is_that_of_the_source() {
+        let at = |n| Diagnostic::error(span(n, n + 1, 1, n + 1), format!("at {n}"));
+        let warning = Diagnostic::warning(span(1, 2, 1, 2), "odd").help("think");
+        let found = Diagnostics::new(&[source("abcd")], vec![at(2), at(0), at(2), warning]);
+        let expected = "\
+a.yaml:1:1: error: at 0
+a.yaml:1:2: warning: odd; think
+a.yaml:1:3: error: at 2";
+        assert_eq!(found.to_string(), expected);
+        assert_eq!(found.summary(), "2 errors, 1 warning");
+        assert!(found.has_errors());
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_gives_its_place_alone() {
+        let long = source(&"x".repeat(MAX_LINE + 1));
+        let error = Diagnostic::error(span(7, 8, 1, 8), "wrong").help("right");
+        let found = Diagnostics::new(&[long], vec![error]);
+        assert_eq!(found.render(false), "error: wrong\n--> a.yaml:1:8\n = help: right\n");
+    }
+
+    #[test]
+    fn no_more_are_shown_than_anybody_reads() {
+        let at = |n| Diagnostic::error(span(n, n + 1, 1, n + 1), "wrong");
+        let many = u32::try_from(MAX_RENDERED).expect("small") + 5;
+        let found = Diagnostics::new(&[source(&"x".repeat(500))], (0..many).map(at).collect());
+        let text = found.render(false);
+        assert_eq!(text.matches("error: wrong").count(), MAX_RENDERED);
+        assert!(text.ends_with("... and 5 more\n"));
+        assert_eq!(found.to_string().lines().count(), MAX_RENDERED + 5);
+    }
+
+    #[test]
+    fn spans_outside_the_source_are_no_panic() {
+        let text = source("ä\n");
+        for s in [span(1, 1, 1, 1), span(0, 1, 1, 1), span(9, 12, 7, 7), span(3, 0, 2, 1)] {
+            let found =
+                Diagnostics::new(std::slice::from_ref(&text), vec![Diagnostic::error(s, "x")]);
+            assert!(found.render(false).starts_with("error: x\n"));
+        }
+        let found = Diagnostics::new(&[], vec![Diagnostic::error(span(0, 1, 1, 1), "x")]);
+        assert_eq!(found.to_string(), "?:1:1: error: x");
+    }
+
+    #[test]
+    fn quoted_text_is_short_and_harmless() {
+        assert_eq!(quote("web"), "`web`");
+        assert_eq!(quote("a\u{1b}[1m"), "`a\\u{1b}[1m`");
+        assert_eq!(quote(&"x".repeat(99)).chars().count(), 63);
+    }
 }

@@ -101,7 +101,7 @@ pub struct Rule {
     pub from: Side,
     /// Who is asked.
     pub to: Side,
-    /// ORed, never empty.
+    /// A union, never empty.
     pub ports: Vec<PortRange>,
     /// Where it stands.
     pub span: Span,

@@ -3,7 +3,7 @@
 /// The longest name in bytes, as for a DNS label (RFC 1123 section 2.1, RFC 1035 section 2.3.4).
 pub const MAX_NAME: usize = 63;
 
-/// Words that mean something else where a name can stand, or that other YAML readers take for
+/// Words that mean something else where the name of a segment or an address group stands, or that other YAML readers take for
 /// something other than text.
 pub const RESERVED: &[&str] = &[
     "any",

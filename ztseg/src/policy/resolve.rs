@@ -11,6 +11,9 @@ use super::resolved::{
 use super::source::Source;
 use super::testcase::{ResolvedTest, TestEnd};
 
+/// A file full of unknown names, and ten thousand known ones, must not take minutes to refuse.
+const MAX_SUGGESTIONS: u32 = 100;
+
 /// Resolves all policies together.
 ///
 /// What comes out is whole only if nothing was added to `out`, here or before.
@@ -19,22 +22,24 @@ pub fn resolve(
     sources: &[Source],
     out: &mut Vec<Diagnostic>,
 ) -> (Resolved, Vec<ResolvedTest>) {
-    let mut resolver = Resolver { sources, complete: parsed.complete, names: BTreeMap::new(), out };
+    let complete = parsed.complete;
+    let mut resolver =
+        Resolver { sources, complete, names: BTreeMap::new(), suggestions: MAX_SUGGESTIONS, out };
     resolver.policy_names(&parsed.policies);
     let segments = resolver.definitions(&parsed.policies);
     let mut deny = Vec::new();
     let mut allow = Vec::new();
     let mut tests = Vec::new();
     for policy in &parsed.policies {
-        let mut seen = BTreeMap::new();
+        resolver.rule_names(policy);
         let lists = [
             (Action::Deny, "deny", &policy.deny, &mut deny),
             (Action::Allow, "allow", &policy.allow, &mut allow),
         ];
         for (action, kind, list, rules) in lists {
             for (place, rule) in (1..).zip(list) {
-                let name = resolver.rule_name(rule, kind, place, &mut seen);
-                rules.push(resolver.rule(policy, rule, name, action));
+                let name = rule_name(rule, kind, place);
+                rules.push(resolver.rule(policy, rule, &name, action));
             }
         }
         tests.extend(policy.tests.iter().filter_map(|test| resolver.test(test)));
@@ -58,8 +63,8 @@ enum Meaning {
 impl Meaning {
     const fn kind(&self) -> &'static str {
         match self {
-            Self::Segment(_) => "segment",
-            Self::Group(_) => "address group",
+            Self::Segment(_) => "a segment",
+            Self::Group(_) => "an address group",
         }
     }
 }
@@ -68,6 +73,8 @@ struct Resolver<'a> {
     sources: &'a [Source],
     complete: bool,
     names: BTreeMap<&'a str, Definition>,
+    /// How many unknown names may still be compared with all known ones.
+    suggestions: u32,
     out: &'a mut Vec<Diagnostic>,
 }
 
@@ -77,8 +84,7 @@ impl<'a> Resolver<'a> {
         for name in policies.iter().filter_map(|p| p.name.as_ref()) {
             if let Some(first) = seen.get(name.value.as_str()) {
                 let message = format!("a second policy with the name {}", quote(&name.value));
-                let error =
-                    Diagnostic::error(name.span, message).related(*first, "the first one is");
+                let error = Diagnostic::error(name.span, message).related(*first, "first here");
                 self.out.push(error.help("give each policy a name of its own"));
             } else {
                 seen.insert(&name.value, name.span);
@@ -106,7 +112,7 @@ impl<'a> Resolver<'a> {
     fn define(&mut self, name: &'a Spanned<String>, meaning: Meaning) -> bool {
         if let Some(first) = self.names.get(name.value.as_str()) {
             let message = format!("the name {} is defined a second time", quote(&name.value));
-            let label = format!("its first definition, as {}, is", first.meaning.kind());
+            let label = format!("first defined here, as {}", first.meaning.kind());
             let error = Diagnostic::error(name.span, message).related(first.span, label);
             self.out.push(error.help(
                 "names of segments and address groups hold for all files together; rename one of them",
@@ -134,34 +140,35 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn rule_name<'p>(
-        &mut self,
-        rule: &'p model::Rule,
-        kind: &str,
-        place: u32,
-        seen: &mut BTreeMap<String, &'p model::Rule>,
-    ) -> String {
-        let name = match &rule.name {
-            Some(name) => name.value.clone(),
-            None => format!("{kind}-{place}"),
+    fn rule_names(&mut self, policy: &Policy) {
+        let named = |kind, rules: &'_ [model::Rule]| {
+            let named = (1..).zip(rules).map(|(place, rule)| {
+                let span = rule.name.as_ref().map_or(rule.span, |n| n.span);
+                (span, rule_name(rule, kind, place), rule.name.is_some())
+            });
+            named.collect::<Vec<_>>()
         };
-        let at = |rule: &model::Rule| rule.name.as_ref().map_or(rule.span, |n| n.span);
-        if let Some(first) = seen.get(&name) {
-            let message = format!("a second rule with the name {} in this policy", quote(&name));
-            let help = if rule.name.is_none() || first.name.is_none() {
-                "a rule without a name is known by its list and its place in it; rename the other"
-            } else {
-                "give each rule of a policy a name of its own"
+        let mut all = named("deny", &policy.deny);
+        all.extend(named("allow", &policy.allow));
+        all.sort();
+        let mut seen: BTreeMap<&str, (Span, bool)> = BTreeMap::new();
+        for (span, name, explicit) in &all {
+            let Some((first, first_explicit)) = seen.get(name.as_str()) else {
+                seen.insert(name, (*span, *explicit));
+                continue;
             };
-            let error = Diagnostic::error(at(rule), message).related(at(first), "the first one is");
+            let message = format!("a second rule with the name {} in this policy", quote(name));
+            let help = if *explicit && *first_explicit {
+                "give each rule of a policy a name of its own"
+            } else {
+                "a rule without a name is known by its list and its place in it; rename the other"
+            };
+            let error = Diagnostic::error(*span, message).related(*first, "first here");
             self.out.push(error.help(help));
-        } else {
-            seen.insert(name.clone(), rule);
         }
-        name
     }
 
-    fn rule(&mut self, policy: &Policy, rule: &model::Rule, name: String, action: Action) -> Rule {
+    fn rule(&mut self, policy: &Policy, rule: &model::Rule, name: &str, action: Action) -> Rule {
         let before = self.out.len();
         let from = self.side(&rule.from);
         let to = self.side(&rule.to);
@@ -203,7 +210,9 @@ impl<'a> Resolver<'a> {
                     Some(Meaning::Segment(id)) if resolved.segments.contains(&id) => {}
                     Some(Meaning::Segment(id)) => resolved.segments.push(id),
                     Some(Meaning::Group(networks)) => {
-                        networks.into_iter().for_each(|n| add(&mut resolved.networks, n));
+                        for network in networks {
+                            add(&mut resolved.networks, network);
+                        }
                     }
                     None => {}
                 },
@@ -217,8 +226,11 @@ impl<'a> Resolver<'a> {
         if found.is_none() && self.complete {
             let message = format!("there is no segment or address group {}", quote(name));
             let mut error = Diagnostic::error(span, message);
-            error.help = names::suggest(name, self.names.keys().copied())
-                .or_else(|| Some("define it under `segments` or `addressGroups`".to_owned()));
+            error.help = Some("define it under `segments` or `addressGroups`".to_owned());
+            if self.suggestions > 0 {
+                self.suggestions -= 1;
+                error.help = names::suggest(name, self.names.keys().copied()).or(error.help);
+            }
             self.out.push(error);
         }
         found
@@ -268,6 +280,11 @@ impl<'a> Resolver<'a> {
     }
 }
 
+/// What follows the policy's name in a rule's; `place` counts from one.
+fn rule_name(rule: &model::Rule, kind: &str, place: u32) -> String {
+    rule.name.as_ref().map_or_else(|| format!("{kind}-{place}"), |name| name.value.clone())
+}
+
 fn policy_name(policy: &Policy) -> &str {
     policy.name.as_ref().map_or("", |n| n.value.as_str())
 }
@@ -279,4 +296,136 @@ fn networks(group: &model::AddressGroup) -> Vec<Network> {
         Network { cidr: *cidr, except: inside.collect() }
     };
     group.cidrs.iter().map(|c| of(&c.value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::policy::diagnostic::Diagnostics;
+    use crate::policy::testcase::Expect;
+    use crate::policy::{Loaded, load};
+
+    fn load_all(texts: &[&str]) -> Result<Loaded, Diagnostics> {
+        let source = |(n, text): (usize, &&str)| Source {
+            name: format!("{n}.yaml").into(),
+            text: format!("apiVersion: ztseg.io/v1\nkind: SegmentPolicy\n{text}").into(),
+        };
+        load(&texts.iter().enumerate().map(source).collect::<Vec<_>>())
+    }
+
+    const FIRST: &str = "
+metadata: { name: one }
+spec:
+  mode: audit
+  segments:
+    web: { match: [ { unit: web.service }, { cgroup: /web, unit: w.scope }, { addresses: [192.0.2.0/24] } ] }
+    db: { mode: enforce, isolation: [ingress], match: [ { interface: tap* } ] }
+  addressGroups:
+    office: { cidrs: [198.51.100.0/24, 203.0.113.0/24], except: [198.51.100.66] }
+  allow:
+    - { from: web, to: db }
+    - { name: front, from: [office, office, any, web], to: web, log: true, ports: [tcp/80, icmp] }
+  deny:
+    - { from: web, to: [10.0.0.1, 10.0.0.1/32] }
+  tests:
+    - { allow: web -> cache tcp/6379 }
+";
+    const SECOND: &str = "
+metadata: { name: two }
+spec:
+  segments: { cache: { isolation: [], match: [ { host: true } ] } }
+  deny:
+    - { name: no, from: any, to: cache }
+  allow:
+    - { from: web, to: cache }
+  tests:
+    - { deny: \"2001:db8::1 -> cache icmpv6/echo-request\" }
+";
+
+    #[test]
+    fn denies_of_all_files_come_before_allows() {
+        let loaded = load_all(&[FIRST, SECOND]).expect("loads");
+        let rules = &loaded.resolved.rules;
+        let names: Vec<_> = rules.iter().map(|r| r.name.as_str()).collect();
+        assert_eq!(names, ["one/deny-1", "two/no", "one/allow-1", "one/front", "two/allow-1"]);
+        let modes: Vec<_> = rules.iter().map(|r| r.mode == Mode::Audit).collect();
+        assert_eq!(modes, [true, false, true, true, false]);
+        let actions: Vec<_> = rules.iter().map(|r| r.action == Action::Deny).collect();
+        assert_eq!(actions, [true, true, false, false, false]);
+        assert_eq!(rules[1].position.to_string(), "1.yaml:8:7");
+    }
+
+    #[test]
+    fn isolation_follows_directions_and_modes() {
+        let loaded = load_all(&[FIRST, SECOND]).expect("loads");
+        let of = |n: usize| {
+            let s = &loaded.resolved.segments[n];
+            (s.name.as_str(), s.policy.as_str(), s.ingress, s.egress)
+        };
+        assert_eq!(of(0), ("web", "one", Isolation::Audit, Isolation::Audit));
+        assert_eq!(of(1), ("db", "one", Isolation::Enforce, Isolation::Open));
+        assert_eq!(of(2), ("cache", "two", Isolation::Open, Isolation::Open));
+        let web = &loaded.resolved.segments[0];
+        assert_eq!(web.selectors.len(), 2);
+        assert_eq!(web.selectors[1].unit.as_deref(), Some("w.scope"));
+        assert_eq!(web.addresses, ["192.0.2.0/24".parse().expect("a CIDR")]);
+    }
+
+    #[test]
+    fn sides_are_unions_without_repetition() {
+        let loaded = load_all(&[FIRST, SECOND]).expect("loads");
+        let front = &loaded.resolved.rules[3];
+        assert!(front.log && front.from.any && !front.to.any);
+        assert_eq!(front.from.segments, [SegmentId(0)]);
+        let nets: Vec<_> =
+            front.from.networks.iter().map(|n| (n.cidr.to_string(), n.except.len())).collect();
+        assert_eq!(nets, [("198.51.100.0/24".to_owned(), 1), ("203.0.113.0/24".to_owned(), 0)]);
+        assert_eq!(front.ports.len(), 2);
+        assert_eq!(loaded.resolved.rules[0].to.networks.len(), 1);
+    }
+
+    #[test]
+    fn tests_name_segments_of_other_files() {
+        let loaded = load_all(&[FIRST, SECOND]).expect("loads");
+        let [first, second] = loaded.tests.as_slice() else { panic!("{:?}", loaded.tests) };
+        assert_eq!(
+            (first.from, first.to),
+            (TestEnd::Segment(SegmentId(0)), TestEnd::Segment(SegmentId(2)))
+        );
+        assert_eq!((first.expect, first.protocol, first.port), (Expect::Allow, 6, 6379));
+        let address: IpAddr = "2001:db8::1".parse().expect("an address");
+        assert_eq!(second.from, TestEnd::Address(address));
+        assert_eq!((second.expect, second.protocol, second.port), (Expect::Deny, 58, 128));
+        assert_eq!(second.text, "2001:db8::1 -> cache icmpv6/echo-request");
+        assert_eq!(second.position.to_string(), "1.yaml:12:15");
+    }
+
+    #[test]
+    fn names_hold_over_all_files() {
+        let again = SECOND.replace("two", "one").replace("cache: {", "office: {");
+        let found = load_all(&[FIRST, &again]).expect_err("is refused").to_string();
+        let lines: Vec<_> = found.lines().collect();
+        assert_eq!(
+            lines[0],
+            "0.yaml:18:23: error: there is no segment or address group `cache`; there are `db`, `office`, `web`"
+        );
+        assert_eq!(
+            lines[1],
+            "1.yaml:4:19: error: a second policy with the name `one`; first here: 0.yaml:4:19; give each policy a name of its own"
+        );
+        assert_eq!(
+            lines[2],
+            "1.yaml:6:15: error: the name `office` is defined a second time; first defined here, as an address group: 0.yaml:11:5; names of segments and address groups hold for all files together; rename one of them"
+        );
+    }
+
+    #[test]
+    fn nothing_is_an_empty_policy() {
+        assert_eq!(load(&[]), Ok(Loaded::default()));
+        let text = "# nothing\n---\n---\n...\n".into();
+        let loaded = load(&[Source { name: "a".into(), text }]).expect("loads");
+        assert_eq!(loaded.resolved, Resolved::default());
+    }
 }

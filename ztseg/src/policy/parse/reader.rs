@@ -1,5 +1,7 @@
 //! Strict reading of nodes: every function reports what is wrong and gives `None` or less.
 
+use std::net::Ipv6Addr;
+
 use crate::policy::diagnostic::{Diagnostic, Span, quote};
 use crate::policy::model::Spanned;
 use crate::policy::names;
@@ -41,6 +43,7 @@ impl Context<'_> {
     /// Reports that a node is of another kind than it must be.
     pub(crate) fn wrong_kind(&mut self, node: &Node, what: &str, must: &str, example: &str) {
         let message = match node.value {
+            Value::Refused => return,
             Value::Null => format!("{what} has no value, but must be {must}"),
             _ => format!("{what} is {}, but must be {must}", node.kind()),
         };
@@ -55,6 +58,11 @@ impl Context<'_> {
         example: &str,
     ) -> Option<Spanned<&'n str>> {
         let Value::Scalar { text, .. } = &node.value else {
+            if let Some(address) = colon_address(node) {
+                let message = format!("YAML takes the last `:` of `{address}` for a field's");
+                self.error(node.span, message, &format!("write it in quotes: \"{address}\""));
+                return None;
+            }
             self.wrong_kind(node, what, "a single value", example);
             return None;
         };
@@ -119,6 +127,7 @@ impl Context<'_> {
         match &node.value {
             Value::Scalar { text, plain: true } if text == "true" => Some(true),
             Value::Scalar { text, plain: true } if text == "false" => Some(false),
+            Value::Refused => None,
             _ => {
                 let message = format!("{what} must be `true` or `false`");
                 self.error(node.span, message, "write `true` or `false`, without quotes");
@@ -149,6 +158,16 @@ impl Context<'_> {
         found.map(|(_, value)| *value)
     }
 
+    /// The name of a segment or an address group, which is being defined.
+    pub(crate) fn side_name(&mut self, text: &str, span: Span, what: &str) -> Spanned<String> {
+        if names::RESERVED.contains(&text) {
+            let message = format!("{} is a reserved word and cannot be {what}", quote(text));
+            self.error(span, message, &format!("write for example `{text}-1`"));
+            return Spanned::new(text.to_owned(), span);
+        }
+        self.name(text, span, what)
+    }
+
     /// A name that is being defined. One that breaks the rules is reported and given all the same,
     /// so that its uses are no further errors.
     pub(crate) fn name(&mut self, text: &str, span: Span, what: &str) -> Spanned<String> {
@@ -156,9 +175,8 @@ impl Context<'_> {
             Some(like) => format!("write for example `{like}`"),
             None => "write for example `web-1`".to_owned(),
         };
-        if names::RESERVED.contains(&text) {
-            let message = format!("{} is a reserved word and cannot be {what}", quote(text));
-            self.error(span, message, &format!("write for example `{text}-1`"));
+        if text.is_empty() {
+            self.error(span, format!("{what} is empty"), "write for example `web-1`");
         } else if text.len() > names::MAX_NAME {
             let message =
                 format!("{what} has {} characters, but may have 63", text.chars().count());
@@ -195,12 +213,22 @@ impl Context<'_> {
     }
 }
 
+/// `[fe80::]` is a list of a mapping with the key `fe80:`.
+fn colon_address(node: &Node) -> Option<String> {
+    let Value::Mapping(entries) = &node.value else { return None };
+    let [(key, Node { value: Value::Null, .. })] = entries.as_slice() else { return None };
+    let address = format!("{}:", key.text);
+    address.parse::<Ipv6Addr>().is_ok().then_some(address)
+}
+
 /// The fields of one mapping.
 #[derive(Debug)]
 pub(crate) struct Fields<'n> {
     entries: &'n [(Key, Node)],
     what: &'static str,
     span: Span,
+    /// Fields that unknown ones were probably meant to be.
+    meant: Vec<&'static str>,
 }
 
 impl<'n> Fields<'n> {
@@ -212,6 +240,7 @@ impl<'n> Fields<'n> {
         example: &str,
     ) -> Option<Self> {
         let entries = cx.mapping(node, shape.what, example)?;
+        let mut meant = Vec::new();
         for (key, _) in entries {
             if shape.fields.contains(&key.text.as_str()) {
                 continue;
@@ -220,18 +249,19 @@ impl<'n> Fields<'n> {
                 cx.later(key.span, &format!("`{name}` in {}", shape.what), instead);
                 continue;
             }
+            meant.extend(names::nearest(&key.text, shape.fields.iter().copied()));
             let message = format!("unknown field {} in {}", quote(&key.text), shape.what);
             let mut error = Diagnostic::error(key.span, message);
             error.help = names::suggest(&key.text, shape.fields.iter().copied());
             cx.out.push(error);
         }
-        Some(Self { entries, what: shape.what, span: node.span })
+        Some(Self { entries, what: shape.what, span: node.span, meant })
     }
 
     /// Takes a node as a mapping with any fields; `None` if it is none, which is not reported.
     pub(crate) fn unchecked(node: &'n Node, what: &'static str) -> Option<Self> {
         let Value::Mapping(entries) = &node.value else { return None };
-        Some(Self { entries, what, span: node.span })
+        Some(Self { entries, what, span: node.span, meant: vec![] })
     }
 
     /// A field that may be absent.
@@ -244,14 +274,20 @@ impl<'n> Fields<'n> {
         self.entries.iter().find(|(key, _)| key.text == name).map(|(key, _)| key)
     }
 
-    /// A field that must be there.
+    /// A field that must be there. Where it is probably there under a misspelt name, that was
+    /// reported, and is not reported again.
     pub(crate) fn need(&self, cx: &mut Context<'_>, name: &str, example: &str) -> Option<&'n Node> {
         let node = self.get(name);
-        if node.is_none() {
+        if node.is_none() && !self.meant.contains(&name) {
             let message = format!("{} has no `{name}`", self.what);
             cx.error(self.span, message, &format!("add {example}"));
         }
         node
+    }
+
+    /// Whether an unknown field was probably meant to be a known one; that was reported.
+    pub(crate) fn misspelt(&self) -> bool {
+        !self.meant.is_empty()
     }
 
     /// Whether it has no fields at all.

@@ -28,7 +28,7 @@ const GROUP_EXAMPLE: &str = "`{ cidrs: [192.0.2.0/24] }`";
 
 /// Reads a segment; what is wrong with it is reported, its name is defined in any case.
 pub(super) fn segment(cx: &mut Context<'_>, key: &Key, node: &Node) -> Segment {
-    let name = cx.name(&key.text, key.span, "a segment's name");
+    let name = cx.side_name(&key.text, key.span, "a segment's name");
     let both = Directions { ingress: true, egress: true };
     let mut segment = Segment {
         name,
@@ -119,7 +119,7 @@ fn workloads(cx: &mut Context<'_>, fields: &Fields<'_>, item: &Node) -> Option<S
 
 /// Reads an address group; what is wrong with it is reported, its name is defined in any case.
 pub(super) fn group(cx: &mut Context<'_>, key: &Key, node: &Node) -> AddressGroup {
-    let name = cx.name(&key.text, key.span, "an address group's name");
+    let name = cx.side_name(&key.text, key.span, "an address group's name");
     let mut group = AddressGroup { name, cidrs: vec![], except: vec![] };
     let Some(fields) = Fields::read(cx, node, &GROUP, GROUP_EXAMPLE) else { return group };
     let before = cx.out.len();

@@ -5,9 +5,9 @@ use crate::policy::diagnostic::quote;
 use crate::policy::yaml::Node;
 
 /// Kinds of units that have a cgroup with processes (systemd.unit(5), systemd.resource-control(5)).
-const UNITS: &[&str] = &[".service", ".scope", ".socket", ".mount", ".swap"];
+const UNITS: &[&str] = &["service", "scope", "socket", "mount", "swap"];
 /// Kinds of units that have none.
-const NO_CGROUP: &[&str] = &[".timer", ".target", ".path", ".device", ".automount", ".snapshot"];
+const NO_CGROUP: &[&str] = &["timer", "target", "path", "device", "automount", "snapshot"];
 /// The longest name of an interface: `IFNAMSIZ` with its closing zero is 16 (linux/if.h).
 const MAX_INTERFACE: usize = 15;
 
@@ -64,22 +64,23 @@ pub(super) fn unit(cx: &mut Context<'_>, node: &Node) -> Option<String> {
         return None;
     }
     let name = quote(text);
+    let kind = text.rsplit_once('.').map_or("", |(_, kind)| kind);
     let (message, help) = if text.contains('/') {
         (format!("{name} is a path, not a unit"), format!("write `cgroup: {text}`"))
     } else if text.contains("**") {
         (format!("`**` in the unit's name {name}"), "write `*`".to_owned())
     } else if text.contains(char::is_whitespace) {
         (format!("the unit's name {name} has a space in it"), "write one unit an entry".to_owned())
-    } else if text.ends_with(".slice") {
+    } else if kind == "slice" {
         let help = format!("write `cgroup: /{text}`, with its parent slices before it");
-        (format!("the slice {name} holds units and is none"), help)
-    } else if NO_CGROUP.iter().any(|kind| text.ends_with(kind)) {
+        (format!("{name} is a slice, which holds units and is none itself"), help)
+    } else if NO_CGROUP.contains(&kind) {
         let help = "write the service that it starts, such as `nginx.service`".to_owned();
         (format!("the unit {name} has no processes"), help)
     } else if let Some((before, kind)) = text.split_once("@.") {
         let help = format!("write `{before}@*.{kind}` for all its instances");
         (format!("{name} is a template, not a unit"), help)
-    } else if !UNITS.iter().any(|kind| text.ends_with(kind)) && !text.ends_with('*') {
+    } else if !UNITS.contains(&kind) && !text.ends_with('*') {
         (format!("the unit's name {name} has no kind"), format!("write `{text}.service`"))
     } else {
         return Some(text.to_owned());

@@ -22,6 +22,7 @@ pub(super) fn test(cx: &mut Context<'_>, node: &Node) -> Option<Test> {
             cx.error(flow.span, "a test with both `allow` and `deny`", "write a test for each");
             return None;
         }
+        (None, None) if fields.misspelt() => return None,
         (None, None) => {
             let message = "a test has neither `allow` nor `deny`";
             cx.error(node.span, message, &format!("write {EXAMPLE}"));
