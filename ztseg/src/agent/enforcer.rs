@@ -96,7 +96,10 @@ impl Enforcer for Datapath {
     }
 
     fn detach(self, options: &Options) -> Result<Vec<String>, DatapathError> {
-        drop(self);
+        // Its descriptors are closed before the pins go.
+        {
+            let _gone = self;
+        }
         Self::detach_all(options)
     }
 }
