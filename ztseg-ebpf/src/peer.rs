@@ -117,7 +117,9 @@ fn receiver(skb: *mut __sk_buff, flow: &Flow) -> WorkloadKey {
         NOT_FORWARDED if matches!(flow.packet.protocol, proto::TCP | proto::UDP) => {
             let from = (flow.local(), flow.local_port());
             let to = (flow.remote(), flow.remote_port());
-            let Some(held) = Held::lookup(skb.cast(), flow.packet.protocol, from, to) else { return 0 };
+            let Some(held) = Held::lookup(skb.cast(), flow.packet.protocol, from, to) else {
+                return 0;
+            };
             let key = owner(held.sock(), flow);
             held.release();
             key

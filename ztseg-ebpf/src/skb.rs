@@ -177,11 +177,7 @@ pub extern "C" fn ztseg_parse(skb: *mut __sk_buff, offset: u32, packet: *mut Pac
 /// Parses the packet that an ICMP error quotes, as [`ztseg_parse`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn ztseg_parse_quoted(
-    skb: *mut __sk_buff,
-    offset: u32,
-    packet: *mut Packet,
-) -> u32 {
+pub extern "C" fn ztseg_parse_quoted(skb: *mut __sk_buff, offset: u32, packet: *mut Packet) -> u32 {
     // SAFETY: the verifier checks that the caller's packet is memory of this size.
     let Some(packet) = (unsafe { packet.as_mut() }) else { return Reason::Malformed as u32 };
     match packet::parse_quoted(&Skb::new(skb), offset, packet) {

@@ -123,7 +123,9 @@ fn tcp_packet(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
     if !subject(skb, sk, &mut flow) {
         return Verdict::Deny;
     }
-    if let Some(reason) = Reason::from_u8(skb::ztseg_parse_socket(skb.raw, &raw mut flow.packet) as u8) {
+    if let Some(reason) =
+        Reason::from_u8(skb::ztseg_parse_socket(skb.raw, &raw mut flow.packet) as u8)
+    {
         return table::unreadable(skb, &mut flow, reason);
     }
     flow.packet.protocol = proto::TCP;

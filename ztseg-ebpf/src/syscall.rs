@@ -144,7 +144,8 @@ pub extern "C" fn ztseg_asked(ctx: *mut bpf_sock_addr, flow: *mut Flow) -> u32 {
     flow.address = peer.address;
     let from = if flow.remote().is_v4() { Addr::v4([0; 4]) } else { Addr::UNSPECIFIED };
     let to = (flow.remote(), flow.remote_port());
-    let Some(held) = Held::lookup(ctx.cast(), flow.packet.protocol, (&from, Port::default()), to) else {
+    let Some(held) = Held::lookup(ctx.cast(), flow.packet.protocol, (&from, Port::default()), to)
+    else {
         if flow.is_loopback() {
             flow.identity = IDENTITY_NOBODY;
         }

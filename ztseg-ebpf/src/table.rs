@@ -75,11 +75,7 @@ pub extern "C" fn ztseg_interface_table(
 }
 
 #[inline(always)]
-fn packet<const INTERFACE: bool>(
-    skb: *mut __sk_buff,
-    flow: *mut Flow,
-    key: *const FlowKey,
-) -> u32 {
+fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: *mut Flow, key: *const FlowKey) -> u32 {
     // SAFETY: the verifier checks that the caller's flow and key are memory of their sizes.
     let (Some(flow), Some(key)) = (unsafe { (flow.as_mut(), key.as_ref()) }) else { return 0 };
     let Some(control) = control() else { return 0 };

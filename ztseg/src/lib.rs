@@ -1,9 +1,15 @@
 //! ztseg: workload microsegmentation for Linux. See `ARCHITECTURE.md`.
 
+pub mod agent;
+pub mod api;
 pub mod check;
+pub mod cli;
 pub mod config;
 pub mod datapath;
+pub mod discover;
+pub mod events;
 pub mod image;
 pub mod inventory;
 pub mod judge;
 pub mod policy;
+pub mod present;

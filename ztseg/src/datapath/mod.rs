@@ -28,7 +28,8 @@ use aya::maps::{MapData, RingBuf};
 use ztseg_common::event::{Counter, EVENT_VERSION, Event};
 use ztseg_common::key::{MAX_CGROUP_LEVEL, WorkloadKey, interface_of, workload_interface};
 use ztseg_common::value::{
-    CONTROL_EARLY_ANSWER, CONTROL_WHOLE_HIERARCHY, Rule, WORKLOAD_HOST_SIDE, Workload, generation, slot,
+    CONTROL_EARLY_ANSWER, CONTROL_WHOLE_HIERARCHY, Rule, WORKLOAD_HOST_SIDE, Workload, generation,
+    slot,
 };
 
 use self::generation::{Generation, OUTER};
@@ -240,6 +241,7 @@ impl Datapath {
         let stamp = u64::from(number) << 32;
         let workloads: HashMap<_, _> =
             image.workloads.iter().map(|(key, w)| (*key, self.with_flags(*key, *w))).collect();
+        self.control.levels().fetch_or(image.levels, Ordering::Relaxed);
         let doing = |e| kernel(&format!("writing generation {number}"), e);
         let capacity = &self.options.capacity;
         let new = generation::fill(&self.outer, slot(stamp), image, &workloads, capacity)
@@ -313,7 +315,10 @@ impl Datapath {
     ) -> Result<(), DatapathError> {
         let workload = self.with_flags(key, workload);
         if let Some(level) = level {
-            self.allow_level(level);
+            // A deeper cgroup cannot be a workload; it belongs to its ancestor.
+            if level <= MAX_CGROUP_LEVEL {
+                self.control.levels().fetch_or(1 << level, Ordering::Relaxed);
+            }
         }
         if let Some(generation) = &self.generation {
             sys::map_update(generation.workloads.as_fd(), &key, &workload).map_err(|e| match e
@@ -331,15 +336,6 @@ impl Datapath {
         }
         self.workloads.insert(key, workload);
         Ok(())
-    }
-
-    /// Tells the programs to look for workloads at this depth below the root of the cgroup
-    /// hierarchy. Workloads of an image need it before the commit.
-    pub fn allow_level(&self, level: u32) {
-        // A deeper cgroup cannot be a workload; it belongs to its ancestor.
-        if level <= MAX_CGROUP_LEVEL {
-            self.control.levels().fetch_or(1 << level, Ordering::Relaxed);
-        }
     }
 
     /// Removes a workload; its cgroups belong to the next ancestor that is one.

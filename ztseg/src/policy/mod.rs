@@ -2,15 +2,15 @@
 //!
 //! [`load`] is the front end as a whole: sources in, [`Loaded`] or every error at once out.
 
-pub mod diagnostic;
-pub mod model;
-pub mod names;
-pub mod parse;
-pub mod resolve;
 pub mod compile;
+pub mod diagnostic;
 #[cfg(any(test, feature = "generate"))]
 pub mod generate;
+pub mod model;
+pub mod names;
 pub mod oracle;
+pub mod parse;
+pub mod resolve;
 pub mod resolved;
 pub mod source;
 pub mod testcase;

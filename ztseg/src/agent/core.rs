@@ -1,0 +1,438 @@
+//! The agent's state, and what may happen to it. No tasks, no channels: the loop in
+//! [`super::run`] calls it, and so do the tests.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use nix::time::{ClockId, clock_gettime};
+use ztseg_common::key::{WorkloadKey, interface_of};
+
+use super::enforcer::Enforcer;
+use super::prepare::{self, Prepared};
+use super::sources::PolicyFiles;
+use crate::api::types::{Applied, Origin, Problem};
+use crate::datapath::{Capacity, DatapathError, InterfaceSide};
+use crate::discover::Discovered;
+use crate::discover::cgroups::{CgroupEvent, WatchMode};
+use crate::discover::interfaces::Interface;
+use crate::events::decode::decode;
+use crate::events::enrich::{Clocks, enrich};
+use crate::events::log::EventLog;
+use crate::events::names::{Names, WorkloadName};
+use crate::image::Image;
+use crate::inventory::{Change, InterfaceFacts, Inventory};
+use crate::policy::resolved::Resolved;
+use crate::policy::source::Source;
+
+/// How long to wait before something that failed is tried again without a new reason.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What the core is told once.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Treat every rule and segment as in audit mode.
+    pub audit: bool,
+    /// Ceilings.
+    pub capacity: Capacity,
+    /// To show.
+    pub cgroup_root: PathBuf,
+    /// To show.
+    pub bpffs: PathBuf,
+}
+
+/// What was found on this host before the agent starts.
+#[derive(Debug)]
+pub struct Found {
+    /// The cgroups.
+    pub inventory: Inventory,
+    /// The interfaces.
+    pub interfaces: Vec<Interface>,
+    /// How cgroups are watched.
+    pub watch: WatchMode,
+}
+
+/// The policy in force.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) resolved: Arc<Resolved>,
+    pub(super) image: Image,
+    pub(super) generation: u32,
+    pub(super) applied_at: Timestamp,
+    pub(super) origin: Origin,
+    pub(super) files: Vec<String>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// The agent's state.
+#[derive(Debug)]
+pub struct Core<E> {
+    pub(super) options: Options,
+    pub(super) enforcer: E,
+    pub(super) inventory: Inventory,
+    pub(super) interfaces: BTreeMap<u32, Interface>,
+    /// Interfaces that the TC programs are attached to, with the name and side they had then.
+    attached: BTreeMap<u32, (String, InterfaceSide)>,
+    pub(super) watch: WatchMode,
+    pub(super) running: Running,
+    pub(super) names: Names,
+    pub(super) events: Arc<EventLog>,
+    pub(super) undecodable: u64,
+    pub(super) started_at: Timestamp,
+    /// Why the last load of a policy failed.
+    pub(super) policy_error: Option<Problem>,
+    /// Why some workload is not as the inventory says.
+    pub(super) workload_error: Option<Problem>,
+    /// Workloads that may be other in the kernel than in the inventory.
+    dirty: BTreeSet<WorkloadKey>,
+    retry_at: Option<Instant>,
+}
+
+/// The clocks now.
+pub fn clocks() -> Clocks {
+    let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
+    let boot = u64::try_from(boot.as_nanos()).unwrap_or(u64::MAX);
+    Clocks { wall: Timestamp::now(), boot }
+}
+
+impl<E: Enforcer> Core<E> {
+    /// Commits the first policy and attaches.
+    ///
+    /// # Errors
+    /// When the datapath refuses either.
+    pub fn start(
+        options: Options,
+        mut enforcer: E,
+        found: Found,
+        files: &PolicyFiles,
+        prepared: Prepared,
+        events: Arc<EventLog>,
+    ) -> Result<Self, DatapathError> {
+        let generation = enforcer.commit(&prepared.image)?.generation;
+        enforcer.attach_cgroup()?;
+        let mut core = Self {
+            options,
+            enforcer,
+            inventory: Inventory::new(),
+            interfaces: found.interfaces.into_iter().map(|i| (i.index, i)).collect(),
+            attached: BTreeMap::new(),
+            watch: found.watch,
+            running: Running {
+                resolved: Arc::default(),
+                image: Image::default(),
+                generation,
+                applied_at: Timestamp::now(),
+                origin: Origin::Configured,
+                files: Vec::new(),
+                warnings: Vec::new(),
+            },
+            names: Names::default(),
+            events,
+            undecodable: 0,
+            started_at: Timestamp::now(),
+            policy_error: None,
+            workload_error: None,
+            dirty: BTreeSet::new(),
+            retry_at: None,
+        };
+        core.accept(generation, prepared, Origin::Configured, files);
+        core.settle();
+        Ok(core)
+    }
+
+    /// Puts a policy in force, or keeps the old one and says why.
+    ///
+    /// # Errors
+    /// Text for people: what is wrong and where.
+    pub fn apply(&mut self, files: &PolicyFiles, origin: Origin) -> Result<Applied, String> {
+        let result = self.try_apply(files, origin);
+        self.policy_error = match &result {
+            Ok(applied) => {
+                let Applied { generation, files, segments, rules, .. } = applied;
+                tracing::info!(
+                    "generation {generation} is in force: {files} files, {segments} segments, \
+                     {rules} rules"
+                );
+                None
+            }
+            Err(text) => Some(self.refused(text)),
+        };
+        self.settle();
+        result
+    }
+
+    /// Remembers and logs that a policy was refused.
+    pub fn refuse(&mut self, text: &str) {
+        self.policy_error = Some(self.refused(text));
+    }
+
+    fn refused(&self, text: &str) -> Problem {
+        let generation = self.running.generation;
+        tracing::error!("the policy was refused, generation {generation} stays in force:\n{text}");
+        Problem { at: Timestamp::now(), message: text.to_owned() }
+    }
+
+    fn try_apply(&mut self, files: &PolicyFiles, origin: Origin) -> Result<Applied, String> {
+        let Options { audit, capacity, .. } = &self.options;
+        let prepared = prepare::prepare(&files.sources, *audit, &self.inventory, capacity)?;
+        let committed = self.enforcer.commit(&prepared.image).map_err(|e| full(&e))?;
+        self.accept(committed.generation, prepared, origin, files);
+        let members = self.inventory.memberships();
+        Ok(Applied {
+            generation: committed.generation,
+            files: files.sources.len(),
+            segments: self.running.resolved.segments.len(),
+            rules: self.running.resolved.rules.len(),
+            workloads: members.filter(|m| !m.segments.is_empty()).count(),
+            warnings: files.warnings.clone(),
+        })
+    }
+
+    /// Takes over what was committed.
+    fn accept(&mut self, generation: u32, prepared: Prepared, origin: Origin, files: &PolicyFiles) {
+        let Prepared { resolved, inventory, image } = prepared;
+        self.names.commit(generation, resolved.clone(), &image);
+        // A workload that the new policy no longer knows as one loses its name, too.
+        for key in self.running.image.workloads.keys() {
+            if !image.workloads.contains_key(key) {
+                self.names.remove(*key);
+            }
+        }
+        self.inventory = inventory;
+        self.running = Running {
+            resolved,
+            image,
+            generation,
+            applied_at: Timestamp::now(),
+            origin,
+            files: files.sources.iter().map(|s: &Source| s.name.to_string()).collect(),
+            warnings: files.warnings.clone(),
+        };
+        self.name_everything();
+        self.dirty.clear();
+    }
+
+    fn name_everything(&mut self) {
+        for member in self.inventory.memberships() {
+            let name = workload_name(&self.running.resolved, &member.name, &member.segments);
+            self.names.put(member.key, name);
+        }
+    }
+
+    /// Takes in a report; [`Self::settle`] makes the kernel follow.
+    pub fn discovered(&mut self, report: Discovered) {
+        let changes = match report {
+            Discovered::Cgroup(CgroupEvent::Appeared(facts)) => self.inventory.insert_cgroup(facts),
+            Discovered::Cgroup(CgroupEvent::Vanished { id, .. }) => {
+                self.inventory.remove_cgroup(id)
+            }
+            Discovered::Interfaces(now) => {
+                let changes = self.inventory.set_interfaces(interface_facts(&now));
+                self.interfaces = now.into_iter().map(|i| (i.index, i)).collect();
+                changes
+            }
+            Discovered::CgroupWatch(mode) => {
+                if let WatchMode::Scanned(why) = &mode {
+                    tracing::warn!("cgroups are found by scans, within seconds: {why}");
+                }
+                self.watch = mode;
+                Vec::new()
+            }
+        };
+        self.dirty.extend(changes.into_iter().map(|change| match change {
+            Change::Put(member) => member.key,
+            Change::Removed(key) => key,
+        }));
+    }
+
+    /// Makes the kernel's workloads and attachments what the inventory says. What fails is kept
+    /// for later, said in `status`, and never ends the agent.
+    pub fn settle(&mut self) {
+        let mut problem = None;
+        let mut new_sets = false;
+        for key in std::mem::take(&mut self.dirty) {
+            match self.reconcile(key) {
+                Ok(true) => {}
+                Ok(false) => {
+                    new_sets = true;
+                    self.dirty.insert(key);
+                }
+                Err(e) => {
+                    problem = Some(e);
+                    self.dirty.insert(key);
+                }
+            }
+        }
+        if new_sets && self.retry_at.is_none_or(|at| at <= Instant::now()) {
+            problem = self.recompile().err();
+        } else if new_sets {
+            problem = problem.or_else(|| self.workload_error.as_ref().map(|p| p.message.clone()));
+        }
+        problem = self.attach_interfaces().err().or(problem);
+        match problem {
+            None => (self.workload_error, self.retry_at) = (None, None),
+            Some(message) => {
+                if self.workload_error.as_ref().is_none_or(|p| p.message != message) {
+                    tracing::error!("{message}");
+                    self.workload_error = Some(Problem { at: Timestamp::now(), message });
+                }
+                if self.retry_at.is_none_or(|at| at <= Instant::now()) {
+                    self.retry_at = Some(Instant::now() + RETRY);
+                }
+            }
+        }
+    }
+
+    /// Tries again what failed, when it is time.
+    pub fn retry(&mut self) {
+        if self.retry_at.is_some_and(|at| at <= Instant::now()) {
+            self.settle();
+        }
+    }
+
+    /// Makes one workload in the kernel what the inventory says; `false` when its set of segments
+    /// is new, so that a new generation must be compiled.
+    fn reconcile(&mut self, key: WorkloadKey) -> Result<bool, String> {
+        let image = &mut self.running.image;
+        let Some(member) = self.inventory.get(key) else {
+            if image.workloads.contains_key(&key) {
+                self.enforcer.remove_workload(key).map_err(|e| full(&e))?;
+                image.workloads.remove(&key);
+            }
+            self.names.remove(key);
+            return Ok(true);
+        };
+        self.names.put(key, workload_name(&self.running.resolved, &member.name, &member.segments));
+        let Some(workload) = member.workload(image) else { return Ok(false) };
+        if image.workloads.get(&key) == Some(&workload) {
+            return Ok(true);
+        }
+        let limit = self.options.capacity.workloads;
+        let new = !image.workloads.contains_key(&key);
+        if new && image.workloads.len() >= limit as usize {
+            return Err(format!(
+                "there are more workloads on this host than capacity.workloads ({limit}), so some \
+                 have only the segments of the cgroup above them; raise capacity.workloads"
+            ));
+        }
+        self.enforcer.put_workload(key, member.level, workload).map_err(|e| full(&e))?;
+        image.workloads.insert(key, workload);
+        Ok(true)
+    }
+
+    /// The same policy for the workloads that there are now, as a new generation.
+    fn recompile(&mut self) -> Result<(), String> {
+        let resolved = &self.running.resolved;
+        let image = prepare::build(resolved, &self.inventory, &self.options.capacity)?;
+        let generation = self.enforcer.commit(&image).map_err(|e| full(&e))?.generation;
+        self.names.commit(generation, resolved.clone(), &image);
+        tracing::info!("generation {generation} is in force: new workloads");
+        self.running.image = image;
+        self.running.generation = generation;
+        self.name_everything();
+        self.dirty.clear();
+        Ok(())
+    }
+
+    /// Attaches to the interfaces that are workloads, detaches from the others.
+    fn attach_interfaces(&mut self) -> Result<(), String> {
+        let mut wanted: BTreeMap<u32, (String, InterfaceSide)> = BTreeMap::new();
+        for (index, interface) in &self.interfaces {
+            let key = ztseg_common::key::workload_interface(*index);
+            if self.inventory.get(key).is_some() {
+                wanted.insert(*index, (interface.name.clone(), interface.side()));
+            }
+        }
+        let mut problem = Ok(());
+        let gone = self.attached.iter().filter(|(index, now)| wanted.get(index) != Some(now));
+        let gone: Vec<u32> = gone.map(|(index, _)| *index).collect();
+        for index in gone {
+            match self.enforcer.detach_interface(index) {
+                Ok(()) => drop(self.attached.remove(&index)),
+                Err(e) => problem = Err(full(&e)),
+            }
+        }
+        for (index, (name, side)) in wanted {
+            if self.attached.contains_key(&index) {
+                continue;
+            }
+            match self.enforcer.attach_interface(index, &name, side) {
+                Ok(()) => drop(self.attached.insert(index, (name, side))),
+                Err(e) => problem = Err(full(&e)),
+            }
+        }
+        problem
+    }
+
+    /// Hands on the events that wait in the ring buffer.
+    pub fn drain(&mut self) {
+        let clocks = clocks();
+        let Self { enforcer, names, events, undecodable, .. } = self;
+        enforcer.drain_events(&mut |event| match decode(event) {
+            Ok(record) => events.publish(enrich(&record, names, &clocks)),
+            Err(e) => {
+                if *undecodable == 0 {
+                    tracing::error!("{e}; further ones are only counted (`ztseg status`)");
+                }
+                *undecodable += 1;
+            }
+        });
+    }
+
+    /// The datapath's event descriptor.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn event_fd(&self) -> Result<std::os::fd::OwnedFd, DatapathError> {
+        self.enforcer.event_fd()
+    }
+
+    /// Gives the datapath back.
+    pub fn into_enforcer(self) -> E {
+        self.enforcer
+    }
+}
+
+/// The inventory's view of interfaces.
+pub fn interface_facts(interfaces: &[Interface]) -> Vec<InterfaceFacts> {
+    let facts = |i: &Interface| InterfaceFacts { ifindex: i.index, name: i.name.clone() };
+    interfaces.iter().map(facts).collect()
+}
+
+/// Whether a key is an interface's or a cgroup's, as the API says it, and its number.
+pub(super) fn kind_of(key: WorkloadKey) -> (&'static str, u64) {
+    interface_of(key).map_or(("cgroup", key), |index| ("interface", index.into()))
+}
+
+fn workload_name(
+    resolved: &Resolved,
+    name: &str,
+    segments: &crate::image::SegmentSet,
+) -> WorkloadName {
+    WorkloadName { name: name.to_owned(), segments: resolved_names(resolved, segments) }
+}
+
+pub(super) fn resolved_names(
+    resolved: &Resolved,
+    segments: &crate::image::SegmentSet,
+) -> Vec<String> {
+    let segments = segments.iter().filter_map(|id| resolved.segments.get(id.0 as usize));
+    segments.map(|s| s.name.clone()).collect()
+}
+
+/// An error with its causes.
+pub(super) fn full(error: &DatapathError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,105 @@
+//! What the agent needs of the datapath.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use ztseg_common::event::{Counter, Event};
+use ztseg_common::key::WorkloadKey;
+use ztseg_common::value::Workload;
+
+use crate::datapath::{
+    Committed, Datapath, DatapathError, InterfaceSide, MapStatus, Options, ProgramStatus,
+};
+use crate::image::Image;
+
+/// The datapath as the agent uses it. [`Datapath`] says what each method does.
+#[expect(missing_docs, reason = "each is documented at Datapath, which has the same names")]
+pub trait Enforcer: Sized {
+    fn commit(&mut self, image: &Image) -> Result<Committed, DatapathError>;
+    fn attach_cgroup(&mut self) -> Result<(), DatapathError>;
+    fn attach_interface(
+        &mut self,
+        ifindex: u32,
+        name: &str,
+        side: InterfaceSide,
+    ) -> Result<(), DatapathError>;
+    fn detach_interface(&mut self, ifindex: u32) -> Result<(), DatapathError>;
+    fn put_workload(
+        &mut self,
+        key: WorkloadKey,
+        level: Option<u32>,
+        workload: Workload,
+    ) -> Result<(), DatapathError>;
+    fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError>;
+    fn drain_events(&mut self, each: &mut dyn FnMut(&Event));
+    fn event_fd(&self) -> Result<OwnedFd, DatapathError>;
+    fn counters(&self) -> Result<BTreeMap<Counter, u64>, DatapathError>;
+    fn programs(&self) -> Result<Vec<ProgramStatus>, DatapathError>;
+    fn maps(&self) -> Result<Vec<MapStatus>, DatapathError>;
+    /// Gives the datapath up and removes everything that it pinned.
+    fn detach(self, options: &Options) -> Result<Vec<String>, DatapathError>;
+}
+
+impl Enforcer for Datapath {
+    fn commit(&mut self, image: &Image) -> Result<Committed, DatapathError> {
+        Self::commit(self, image)
+    }
+
+    fn attach_cgroup(&mut self) -> Result<(), DatapathError> {
+        Self::attach_cgroup(self)
+    }
+
+    fn attach_interface(
+        &mut self,
+        ifindex: u32,
+        name: &str,
+        side: InterfaceSide,
+    ) -> Result<(), DatapathError> {
+        Self::attach_interface(self, ifindex, name, side)
+    }
+
+    fn detach_interface(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        Self::detach_interface(self, ifindex)
+    }
+
+    fn put_workload(
+        &mut self,
+        key: WorkloadKey,
+        level: Option<u32>,
+        workload: Workload,
+    ) -> Result<(), DatapathError> {
+        Self::put_workload(self, key, level, workload)
+    }
+
+    fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError> {
+        Self::remove_workload(self, key)
+    }
+
+    fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) {
+        Self::drain_events(self, each);
+    }
+
+    fn event_fd(&self) -> Result<OwnedFd, DatapathError> {
+        Self::event_fd(self)
+    }
+
+    fn counters(&self) -> Result<BTreeMap<Counter, u64>, DatapathError> {
+        Self::counters(self)
+    }
+
+    fn programs(&self) -> Result<Vec<ProgramStatus>, DatapathError> {
+        Self::programs(self)
+    }
+
+    fn maps(&self) -> Result<Vec<MapStatus>, DatapathError> {
+        Self::maps(self)
+    }
+
+    fn detach(self, options: &Options) -> Result<Vec<String>, DatapathError> {
+        // Its descriptors are closed before the pins go.
+        {
+            let _gone = self;
+        }
+        Self::detach_all(options)
+    }
+}

@@ -1,0 +1,68 @@
+//! What the hooks in use cannot promise, whatever the policy says. `status` shows it.
+
+use crate::api::types::Limit;
+
+/// (stable name, what is not promised, what to do where it matters)
+const LIMITS: &[(&str, &str, &str)] = &[
+    (
+        "icmp-to-cgroup",
+        "ICMP towards a cgroup workload is not judged: the kernel answers it before any cgroup \
+         hook sees it",
+        "where it matters, put the workload behind a veth or tap and match that by `interface`",
+    ),
+    (
+        "icmp-errors",
+        "ICMP errors reach cgroup workloads unjudged; cgroup hooks never see them",
+        "TC judges them on interfaces that a segment matches by `interface`",
+    ),
+    (
+        "sctp-at-cgroup",
+        "SCTP of cgroup workloads is not judged: its packets do not pass the cgroup hooks",
+        "match the interface, or keep the sctp kernel module from loading",
+    ),
+    (
+        "packet-sockets",
+        "packet sockets (CAP_NET_RAW) pass no inet cgroup hook",
+        "take CAP_NET_RAW away from the workload, or match its veth by `interface`",
+    ),
+    (
+        "early-answer",
+        "a denied connect or send fails at once (EPERM) only in the agent's own network \
+         namespace; elsewhere the packet is dropped and the caller waits for its timeout",
+        "nothing: what is denied stays denied",
+    ),
+    (
+        "interface-namespace",
+        "only interfaces of the agent's own network namespace can be workloads",
+        "match the host's end of a veth pair, or the cgroup",
+    ),
+    (
+        "no-inet",
+        "Unix sockets and vsock are not segmented",
+        "use file permissions, and separate mounts",
+    ),
+];
+
+/// The limits as the API gives them.
+pub fn limits() -> Vec<Limit> {
+    let owned = |(id, what, instead): &(&str, &str, &str)| Limit {
+        id: (*id).into(),
+        what: (*what).into(),
+        instead: (*instead).into(),
+    };
+    LIMITS.iter().map(owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_texts_are_there() {
+        let mut ids: Vec<_> = limits().into_iter().map(|l| l.id).collect();
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), LIMITS.len());
+        assert!(limits().iter().all(|l| !l.what.is_empty() && !l.instead.is_empty()));
+    }
+}

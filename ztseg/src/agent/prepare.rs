@@ -1,0 +1,102 @@
+//! From policy files to something that can be committed. Pure: nothing that runs is touched.
+
+use std::sync::Arc;
+
+use crate::datapath::Capacity;
+use crate::image::Image;
+use crate::inventory::{Inventory, Membership};
+use crate::policy::compile::compile;
+use crate::policy::load;
+use crate::policy::resolved::{Isolation, Mode, Resolved};
+use crate::policy::source::Source;
+
+/// A policy that compiled, with the inventory as it sees it.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The policy.
+    pub resolved: Arc<Resolved>,
+    /// This host's workloads under it.
+    pub inventory: Inventory,
+    /// What to commit.
+    pub image: Image,
+}
+
+/// Loads, resolves and compiles `sources` for the workloads in `inventory`; with `audit` as if
+/// every rule and segment were in audit mode.
+///
+/// # Errors
+/// Everything that is wrong, as text for people.
+pub fn prepare(
+    sources: &[Source],
+    audit: bool,
+    inventory: &Inventory,
+    capacity: &Capacity,
+) -> Result<Prepared, String> {
+    let mut resolved = load(sources).map_err(|e| e.render(false))?.resolved;
+    if audit {
+        audit_everything(&mut resolved);
+    }
+    let mut inventory = inventory.clone();
+    inventory.set_policy(&resolved);
+    let image = build(&resolved, &inventory, capacity)?;
+    Ok(Prepared { resolved: Arc::new(resolved), inventory, image })
+}
+
+/// Compiles a policy for the workloads in `inventory`, which must know the policy already.
+///
+/// # Errors
+/// Why it does not compile, as text for people.
+pub fn build(
+    resolved: &Resolved,
+    inventory: &Inventory,
+    capacity: &Capacity,
+) -> Result<Image, String> {
+    let members: Vec<Membership> = inventory.memberships().cloned().collect();
+    compile(resolved, &members, capacity).map_err(|e| e.to_string())
+}
+
+/// Puts every rule and segment into audit mode.
+pub fn audit_everything(resolved: &mut Resolved) {
+    for rule in &mut resolved.rules {
+        rule.mode = Mode::Audit;
+    }
+    for segment in &mut resolved.segments {
+        for isolation in [&mut segment.ingress, &mut segment.egress] {
+            if *isolation == Isolation::Enforce {
+                *isolation = Isolation::Audit;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn audit_drops_nothing_and_opens_nothing() {
+        let text = "
+apiVersion: ztseg.io/v1
+kind: SegmentPolicy
+metadata: { name: p }
+spec:
+  segments:
+    web: { isolation: [ingress], match: [ { cgroup: /web } ] }
+  deny:
+    - { from: any, to: web, ports: [tcp/22] }
+";
+        let source = Source { name: "t".into(), text: text.into() };
+        let capacity = Capacity::default();
+        let prepared = prepare(&[source], true, &Inventory::new(), &capacity).expect("valid");
+        assert_eq!(prepared.resolved.rules[0].mode, Mode::Audit);
+        let web = &prepared.resolved.segments[0];
+        assert_eq!((web.ingress, web.egress), (Isolation::Audit, Isolation::Open));
+    }
+
+    #[test]
+    fn a_bad_policy_is_refused_with_its_place() {
+        let source = Source { name: "bad.yaml".into(), text: "kind: Nonsense".into() };
+        let error = prepare(&[source], false, &Inventory::new(), &Capacity::default());
+        assert!(error.expect_err("refused").contains("bad.yaml"));
+    }
+}

@@ -1,0 +1,111 @@
+//! What `status` and `workloads` show.
+
+use std::collections::BTreeMap;
+
+use super::core::{Core, kind_of, resolved_names};
+use super::enforcer::Enforcer;
+use super::limits::limits;
+use crate::api::types::{Fill, Map, Program, Status, WorkloadInfo};
+use crate::discover::cgroups::WatchMode;
+
+impl<E: Enforcer> Core<E> {
+    /// The whole state.
+    pub fn status(&self) -> Status {
+        let running = &self.running;
+        let mut warnings = running.warnings.clone();
+        let mut ask = |what: &str, error: &dyn std::fmt::Display| {
+            warnings.push(format!("{what} cannot be read: {error}"));
+        };
+        let hooks = self.enforcer.programs().unwrap_or_else(|e| {
+            ask("programs", &e);
+            Vec::new()
+        });
+        let counters = self.enforcer.counters().unwrap_or_else(|e| {
+            ask("counters", &e);
+            BTreeMap::new()
+        });
+        let maps = self.enforcer.maps().unwrap_or_else(|e| {
+            ask("maps", &e);
+            Vec::new()
+        });
+        let mut by_segment: BTreeMap<String, usize> =
+            running.resolved.segments.iter().map(|s| (s.name.clone(), 0)).collect();
+        for member in self.inventory.memberships() {
+            for name in resolved_names(&running.resolved, &member.segments) {
+                *by_segment.entry(name).or_default() += 1;
+            }
+        }
+        let (image, capacity) = (&running.image, &self.options.capacity);
+        let fill = |option: &str, used, limit| Fill { option: option.into(), used, limit };
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            abi: ztseg_common::ABI_VERSION,
+            pid: std::process::id(),
+            kernel: kernel_release(),
+            started_at: self.started_at,
+            generation: running.generation,
+            applied_at: running.applied_at,
+            audit: self.options.audit,
+            origin: running.origin,
+            policies: running.files.clone(),
+            segments: running.resolved.segments.len(),
+            rules: running.resolved.rules.len(),
+            warnings,
+            last_error: self.policy_error.clone().or_else(|| self.workload_error.clone()),
+            workloads_by_segment: by_segment,
+            workloads: self.inventory.memberships().count(),
+            cgroups: self.inventory.cgroup_count(),
+            cgroup_watch: match &self.watch {
+                WatchMode::Notified => "inotify".into(),
+                WatchMode::Scanned(why) => format!("scans ({why})"),
+            },
+            cgroup_root: self.options.cgroup_root.display().to_string(),
+            bpffs: self.options.bpffs.display().to_string(),
+            hooks: hooks
+                .into_iter()
+                .map(|p| Program {
+                    name: p.name,
+                    id: p.id,
+                    attached: p.attached,
+                    verified_instructions: p.verified_instructions,
+                })
+                .collect(),
+            counters: counters.into_iter().map(|(c, n)| (c.name().to_owned(), n)).collect(),
+            events_undecodable: self.undecodable,
+            events_lost_by_readers: self.events.lost(),
+            capacity: vec![
+                fill("verdicts", image.entries.len(), capacity.verdicts),
+                fill("peers", image.hosts.len() + image.prefixes.len(), capacity.peers),
+                fill("workloads", image.workloads.len(), capacity.workloads),
+            ],
+            map_bytes: maps.iter().map(|m| m.bytes).sum(),
+            maps: maps
+                .into_iter()
+                .map(|m| Map { name: m.name, max_entries: m.max_entries, bytes: m.bytes })
+                .collect(),
+            limits: limits(),
+        }
+    }
+
+    /// The workloads, sorted by name.
+    pub fn workloads(&self) -> Vec<WorkloadInfo> {
+        let info = |member: &crate::inventory::Membership| {
+            let (kind, id) = kind_of(member.key);
+            WorkloadInfo {
+                name: member.name.clone(),
+                kind: kind.into(),
+                id,
+                segments: resolved_names(&self.running.resolved, &member.segments),
+                index: member.index,
+            }
+        };
+        let mut list: Vec<_> = self.inventory.memberships().map(info).collect();
+        list.sort_by(|a, b| a.name.cmp(&b.name).then(a.id.cmp(&b.id)));
+        list
+    }
+}
+
+fn kernel_release() -> String {
+    let name = nix::sys::utsname::uname();
+    name.map_or_else(|_| "unknown".into(), |n| n.release().to_string_lossy().into_owned())
+}

@@ -1,0 +1,128 @@
+//! A datapath that only records.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use ztseg_common::event::{Counter, Event};
+use ztseg_common::key::WorkloadKey;
+use ztseg_common::value::Workload;
+
+use crate::agent::enforcer::Enforcer;
+use crate::datapath::{Committed, DatapathError, InterfaceSide, MapStatus, Options, ProgramStatus};
+use crate::image::Image;
+
+/// One call of a method that changes something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    Commit { workloads: usize },
+    AttachCgroup,
+    Attach { index: u32, name: String, side: InterfaceSide },
+    Detach { index: u32 },
+    Put { key: WorkloadKey, level: Option<u32> },
+    Remove { key: WorkloadKey },
+}
+
+#[derive(Debug, Default)]
+struct State {
+    calls: Vec<Call>,
+    generation: u32,
+    events: Vec<Event>,
+    fails: bool,
+}
+
+/// Clones share their state.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Fake(Arc<Mutex<State>>);
+
+impl Fake {
+    /// The calls since the last time.
+    pub(super) fn take(&self) -> Vec<Call> {
+        std::mem::take(&mut self.0.lock().unwrap().calls)
+    }
+
+    /// From now on everything fails, or nothing does.
+    pub(super) fn fail(&self, fails: bool) {
+        self.0.lock().unwrap().fails = fails;
+    }
+
+    /// Puts a record into the ring buffer.
+    pub(super) fn push(&self, event: Event) {
+        self.0.lock().unwrap().events.push(event);
+    }
+
+    fn call(&self, call: Call) -> Result<(), DatapathError> {
+        let mut state = self.0.lock().unwrap();
+        if state.fails {
+            let source = anyhow::anyhow!("the fake fails");
+            return Err(DatapathError::Kernel { doing: format!("{call:?}"), source });
+        }
+        state.calls.push(call);
+        Ok(())
+    }
+}
+
+impl Enforcer for Fake {
+    fn commit(&mut self, image: &Image) -> Result<Committed, DatapathError> {
+        self.call(Call::Commit { workloads: image.workloads.len() })?;
+        let mut state = self.0.lock().unwrap();
+        state.generation += 1;
+        Ok(Committed { generation: state.generation })
+    }
+
+    fn attach_cgroup(&mut self) -> Result<(), DatapathError> {
+        self.call(Call::AttachCgroup)
+    }
+
+    fn attach_interface(
+        &mut self,
+        index: u32,
+        name: &str,
+        side: InterfaceSide,
+    ) -> Result<(), DatapathError> {
+        self.call(Call::Attach { index, name: name.into(), side })
+    }
+
+    fn detach_interface(&mut self, index: u32) -> Result<(), DatapathError> {
+        self.call(Call::Detach { index })
+    }
+
+    fn put_workload(
+        &mut self,
+        key: WorkloadKey,
+        level: Option<u32>,
+        workload: Workload,
+    ) -> Result<(), DatapathError> {
+        assert_ne!((workload.subject, workload.index), (0, 0));
+        self.call(Call::Put { key, level })
+    }
+
+    fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError> {
+        self.call(Call::Remove { key })
+    }
+
+    fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) {
+        let events = std::mem::take(&mut self.0.lock().unwrap().events);
+        events.iter().for_each(each);
+    }
+
+    fn event_fd(&self) -> Result<OwnedFd, DatapathError> {
+        Err(DatapathError::NoObject)
+    }
+
+    fn counters(&self) -> Result<BTreeMap<Counter, u64>, DatapathError> {
+        Ok([(Counter::DroppedEgress, 17)].into())
+    }
+
+    fn programs(&self) -> Result<Vec<ProgramStatus>, DatapathError> {
+        Ok(Vec::new())
+    }
+
+    fn maps(&self) -> Result<Vec<MapStatus>, DatapathError> {
+        Ok(Vec::new())
+    }
+
+    fn detach(self, _options: &Options) -> Result<Vec<String>, DatapathError> {
+        Ok(Vec::new())
+    }
+}
