@@ -6,6 +6,7 @@
 //! the same time, and outside a virtual machine on somebody's real system.
 
 mod environment;
+mod programs;
 mod toolchain;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -21,7 +22,7 @@ fn main() {
     if !arguments.list {
         println!("{}", environment.describe());
     }
-    let tests: Vec<(&str, Body)> = [toolchain::TESTS].concat();
+    let tests: Vec<(&str, Body)> = [toolchain::TESTS, programs::TESTS].concat();
     let trials = tests.into_iter().map(|(name, body)| trial(name, body, &environment)).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }
