@@ -5,8 +5,8 @@
 //! subject's mask says which of these shapes are in use, in practice one to three. Nothing here
 //! loops over rules.
 
-use crate::key::{EntryKey, IDENTITY_NOBODY, PORT_ANY, PeerKind, SHAPES, SUBJECT_ANY, shape};
-use crate::value::{Action, Entry, Isolation, Peer, RULE_LOG, Ranks, Rule, Subject, Tier};
+use crate::key::{EntryKey, IDENTITY_NOBODY, PORT_ANY, PeerKind, SHAPES, SUBJECT_ANY};
+use crate::value::{Action, Entry, Isolation, Peer, RULE_LOG, Rule, Subject, Tier};
 use crate::verdict::{Direction, Reason, Verdict};
 
 /// Where the evaluator reads a compiled policy: BPF maps in the kernel, an image elsewhere.
@@ -75,7 +75,7 @@ pub fn decide<L: Lookup>(policy: &L, query: &Query) -> Decision {
         Direction::Egress => (subject.egress, subject.egress_shapes),
     };
     let isolation = Isolation::from_u8(isolation);
-    let mut best = Best { tiers: [[NONE; 2]; 3] };
+    let mut best = Best { effective: [NONE; 3], shadow: [NONE; 3] };
     if shapes != 0 {
         let port = policy.port_class(query.port_slot);
         if port == PORT_ANY {
@@ -83,13 +83,13 @@ pub fn decide<L: Lookup>(policy: &L, query: &Query) -> Decision {
         }
         best.collect(policy, query, shapes, port);
     }
-    let effective = best.outcome(policy, EFFECTIVE, isolation == Isolation::Enforce);
+    let effective = outcome(policy, &best.effective, isolation == Isolation::Enforce);
     let mut decision = effective;
     // The shadow evaluation differs only where something is in audit mode.
     if effective.verdict == Verdict::Allow
-        && (isolation == Isolation::Audit || best.shadow_differs())
+        && (isolation == Isolation::Audit || best.effective != best.shadow)
     {
-        let shadow = best.outcome(policy, SHADOW, isolation != Isolation::Open);
+        let shadow = outcome(policy, &best.shadow, isolation != Isolation::Open);
         if shadow.verdict == Verdict::Deny {
             decision = Decision { verdict: Verdict::Allow, audit: true, log: false, ..shadow };
         }
@@ -98,29 +98,31 @@ pub fn decide<L: Lookup>(policy: &L, query: &Query) -> Decision {
     decision
 }
 
-const EFFECTIVE: usize = 0;
-const SHADOW: usize = 1;
 const NONE: u32 = u32::MAX;
 
 /// The best ranks found so far, by tier, less one: so that "none" is the largest value.
 struct Best {
-    tiers: [[u32; 2]; 3],
+    effective: [u32; 3],
+    shadow: [u32; 3],
 }
 
 impl Best {
     #[inline(always)]
     fn collect<L: Lookup>(&mut self, policy: &L, query: &Query, shapes: u16, port: u16) {
-        let sides = [
-            (PeerKind::Identity as u8, query.peer.identity),
-            (PeerKind::Address as u8, query.peer.address),
-            (PeerKind::Any as u8, 0),
-        ];
+        // One key, changed in place: in the kernel it lies on a stack of 512 bytes.
+        let mut key = EntryKey { direction: query.direction as u8, ..EntryKey::default() };
         for (subject, shapes) in [(query.subject, shapes), (SUBJECT_ANY, shapes >> SHAPES)] {
-            for (kind, peer) in sides {
+            key.subject = subject;
+            for kind in [PeerKind::Identity, PeerKind::Address, PeerKind::Any] {
+                key.kind = kind as u8;
+                key.peer = match kind {
+                    PeerKind::Identity => query.peer.identity,
+                    PeerKind::Address => query.peer.address,
+                    PeerKind::Any => 0,
+                };
                 for port in [PORT_ANY, port] {
-                    if shapes & shape(kind, port != PORT_ANY) != 0 {
-                        let direction = query.direction as u8;
-                        let key = EntryKey { subject, peer, port, kind, direction };
+                    key.port = port;
+                    if shapes & key.shape() != 0 {
                         if let Some(entry) = policy.entry(&key) {
                             self.merge(entry);
                         }
@@ -132,43 +134,38 @@ impl Best {
 
     #[inline(always)]
     fn merge(&mut self, entry: &Entry) {
-        for (mine, theirs) in self.tiers.iter_mut().zip(&entry.tiers) {
-            let Ranks { effective, shadow } = *theirs;
-            mine[EFFECTIVE] = mine[EFFECTIVE].min(effective.wrapping_sub(1));
-            mine[SHADOW] = mine[SHADOW].min(shadow.wrapping_sub(1));
+        for (tier, ranks) in entry.tiers.iter().enumerate() {
+            self.effective[tier] = self.effective[tier].min(ranks.effective.wrapping_sub(1));
+            self.shadow[tier] = self.shadow[tier].min(ranks.shadow.wrapping_sub(1));
         }
     }
+}
 
-    #[inline(always)]
-    fn shadow_differs(&self) -> bool {
-        self.tiers.iter().any(|t| t[EFFECTIVE] != t[SHADOW])
-    }
-
-    #[inline(always)]
-    fn outcome<L: Lookup>(&self, policy: &L, column: usize, isolated: bool) -> Decision {
-        for tier in [Tier::Admin, Tier::Application, Tier::Baseline] {
-            let rank = self.tiers[tier as usize][column].wrapping_add(1);
-            if rank != 0 {
-                let Some(rule) = policy.rule(rank) else {
-                    return Decision::fixed(Verdict::Deny, Reason::NotInitialised);
-                };
-                let verdict = match Action::from_u8(rule.action) {
-                    Action::Deny => Some(Verdict::Deny),
-                    Action::Allow => Some(Verdict::Allow),
-                    Action::Pass => None,
-                };
-                if let Some(verdict) = verdict {
-                    let log = rule.flags & RULE_LOG != 0;
-                    let fixed = Decision::fixed(verdict, Reason::Rule);
-                    return Decision { rule: rank, log, ..fixed };
-                }
-            }
-            if matches!(tier, Tier::Application) && isolated {
-                return Decision::fixed(Verdict::Deny, Reason::Isolation);
+/// What the tiers' best rules come to.
+#[inline(always)]
+fn outcome<L: Lookup>(policy: &L, best: &[u32; 3], isolated: bool) -> Decision {
+    const APPLICATION: usize = Tier::Application as usize;
+    for (tier, rank) in best.iter().enumerate() {
+        let rank = rank.wrapping_add(1);
+        if rank != 0 {
+            let Some(rule) = policy.rule(rank) else {
+                return Decision::fixed(Verdict::Deny, Reason::NotInitialised);
+            };
+            let verdict = match Action::from_u8(rule.action) {
+                Action::Deny => Some(Verdict::Deny),
+                Action::Allow => Some(Verdict::Allow),
+                Action::Pass => None,
+            };
+            if let Some(verdict) = verdict {
+                let log = rule.flags & RULE_LOG != 0;
+                return Decision { rule: rank, log, ..Decision::fixed(verdict, Reason::Rule) };
             }
         }
-        Decision::fixed(Verdict::Allow, Reason::NoIsolation)
+        if tier == APPLICATION && isolated {
+            return Decision::fixed(Verdict::Deny, Reason::Isolation);
+        }
     }
+    Decision::fixed(Verdict::Allow, Reason::NoIsolation)
 }
 
 #[cfg(test)]
@@ -177,7 +174,8 @@ mod tests {
     use std::vec::Vec;
 
     use super::*;
-    use crate::key::{ADDRESS_UNKNOWN, IDENTITY_UNKNOWN, PORT_UNNAMED};
+    use crate::key::{ADDRESS_UNKNOWN, IDENTITY_UNKNOWN, PORT_UNNAMED, shape};
+    use crate::value::Ranks;
 
     #[derive(Default)]
     struct Table {

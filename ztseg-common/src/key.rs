@@ -39,6 +39,10 @@ pub const PORT_ANY: u16 = 0;
 /// The key of a workload: the id of its cgroup, or [`workload_interface`].
 pub type WorkloadKey = u64;
 
+/// The deepest level below the root of the cgroup hierarchy at which a cgroup can be a workload;
+/// what lies deeper belongs to its ancestor at this level or above.
+pub const MAX_CGROUP_LEVEL: u32 = 23;
+
 const INTERFACE: u64 = 1 << 63;
 
 /// The key of an interface workload, by its index in the agent's network namespace.
@@ -159,12 +163,15 @@ pub struct FlowKey {
     pub protocol: u8,
     /// Zero.
     pub zero: [u8; 3],
-    /// Where the subject was seen: [`crate::value::Workload::index`], so that equal addresses in
-    /// different network namespaces or behind different interfaces are different flows.
+    /// Where the subject was seen, so that equal addresses in different places are different flows:
+    /// [`crate::value::Workload::index`], or at TC the interface index with [`SCOPE_INTERFACE`].
     pub scope: u32,
     /// The low half of the network namespace cookie at cgroup hooks; zero at TC.
     pub netns: u32,
 }
+
+/// Set in [`FlowKey::scope`] where the rest is an interface index.
+pub const SCOPE_INTERFACE: u32 = 1 << 31;
 
 const _: () = {
     assert!(size_of::<EntryKey>() == 12);

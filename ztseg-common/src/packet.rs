@@ -9,6 +9,10 @@ use crate::verdict::Reason;
 
 /// Bytes of a packet, by offset.
 pub trait Reader {
+    /// Reads only what nearly all packets are: IPv4 without options, IPv6 without extension
+    /// headers. Anything else is an error, and to be parsed with another reader.
+    const PLAIN_ONLY: bool = false;
+
     /// `N` bytes at `offset`, or `None` when the packet ends before.
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
 }
@@ -49,7 +53,8 @@ pub enum IcmpKind {
 }
 
 /// A parsed packet: the fields that a verdict needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Packet {
     /// Source address.
     pub src: Addr,
@@ -136,75 +141,110 @@ const IPV4_OFFSET: u16 = 0x1fff;
 const MAX_EXTENSION_HEADERS: u32 = 6;
 
 /// Parses the IP packet at `offset`; the version nibble says which.
-#[inline(always)]
 pub fn parse<R: Reader + ?Sized>(reader: &R, offset: u32) -> Result<Packet, Reason> {
-    let [first] = reader.read::<1>(offset).ok_or(Reason::Truncated)?;
-    match first >> 4 {
-        4 => parse_v4::<R, false>(reader, offset),
-        6 => parse_v6::<R, false>(reader, offset),
-        _ => Err(Reason::Malformed),
-    }
+    let mut packet = Packet::default();
+    parse_into(reader, offset, &mut packet)?;
+    Ok(packet)
+}
+
+/// As [`parse`], field by field into `packet`, so that nothing is copied twice in the kernel. After
+/// an error the fields are not to be used.
+#[inline(always)]
+pub fn parse_into<R: Reader + ?Sized>(
+    reader: &R,
+    offset: u32,
+    packet: &mut Packet,
+) -> Result<(), Reason> {
+    parse_ip::<R, false>(reader, offset, packet)
 }
 
 /// Parses the packet that an ICMP error quotes: of the transport header only the first eight bytes
 /// need be there (RFC 792, RFC 1812 section 4.3.2.3).
 #[inline(always)]
-pub fn parse_quoted<R: Reader + ?Sized>(reader: &R, offset: u32) -> Result<Packet, Reason> {
-    let [first] = reader.read::<1>(offset).ok_or(Reason::Truncated)?;
-    match first >> 4 {
-        4 => parse_v4::<R, true>(reader, offset),
-        6 => parse_v6::<R, true>(reader, offset),
-        _ => Err(Reason::Malformed),
-    }
+pub fn parse_quoted<R: Reader + ?Sized>(
+    reader: &R,
+    offset: u32,
+    packet: &mut Packet,
+) -> Result<(), Reason> {
+    parse_ip::<R, true>(reader, offset, packet)
 }
 
 #[inline(always)]
-fn parse_v4<R: Reader + ?Sized, const QUOTED: bool>(
+fn parse_ip<R: Reader + ?Sized, const QUOTED: bool>(
     reader: &R,
     offset: u32,
-) -> Result<Packet, Reason> {
-    let h = reader.read::<20>(offset).ok_or(Reason::Truncated)?;
-    let header_length = u16::from(h[0] & 0x0f) * 4;
-    let total_length = u16::from_be_bytes([h[2], h[3]]);
+    packet: &mut Packet,
+) -> Result<(), Reason> {
+    let [first] = reader.read::<1>(offset).ok_or(Reason::Truncated)?;
+    let l4 = match first >> 4 {
+        4 => parse_v4(reader, offset, first, packet)?,
+        6 => parse_v6(reader, offset, packet)?,
+        _ => return Err(Reason::Malformed),
+    };
+    l4.parse::<R, QUOTED>(reader, packet)
+}
+
+#[inline(always)]
+fn be16<R: Reader + ?Sized>(reader: &R, offset: u32) -> Result<u16, Reason> {
+    reader.read::<2>(offset).map(u16::from_be_bytes).ok_or(Reason::Truncated)
+}
+
+#[inline(always)]
+fn parse_v4<R: Reader + ?Sized>(
+    reader: &R,
+    offset: u32,
+    first: u8,
+    packet: &mut Packet,
+) -> Result<Transport, Reason> {
+    let header_length = u16::from(first & 0x0f) * 4;
+    let total_length = be16(reader, offset + 2)?;
     if header_length < 20 || total_length < header_length {
         return Err(Reason::Malformed);
     }
-    let fragment = u16::from_be_bytes([h[6], h[7]]);
+    if R::PLAIN_ONLY && header_length != 20 {
+        return Err(Reason::TooManyHeaders);
+    }
+    let header_length = if R::PLAIN_ONLY { 20 } else { header_length };
+    let fragment = be16(reader, offset + 6)?;
     if fragment & IPV4_OFFSET != 0 {
         return Err(Reason::FragmentWithoutFirst);
     }
-    let src = Addr::v4([h[12], h[13], h[14], h[15]]);
-    let dst = Addr::v4([h[16], h[17], h[18], h[19]]);
-    let l4 = Transport {
-        protocol: h[9],
+    let [protocol] = reader.read::<1>(offset + 9).ok_or(Reason::Truncated)?;
+    packet.src = Addr::v4(reader.read::<4>(offset + 12).ok_or(Reason::Truncated)?);
+    packet.dst = Addr::v4(reader.read::<4>(offset + 16).ok_or(Reason::Truncated)?);
+    packet.length = total_length;
+    Ok(Transport {
+        protocol,
         offset: offset + u32::from(header_length),
         length: total_length - header_length,
         first_fragment: fragment & IPV4_MORE_FRAGMENTS != 0,
         hop_limit: 0,
-    };
-    l4.parse::<R, QUOTED>(reader, src, dst, total_length)
+    })
 }
 
 #[inline(always)]
-fn parse_v6<R: Reader + ?Sized, const QUOTED: bool>(
+fn parse_v6<R: Reader + ?Sized>(
     reader: &R,
     offset: u32,
-) -> Result<Packet, Reason> {
+    packet: &mut Packet,
+) -> Result<Transport, Reason> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
     const AUTHENTICATION: u8 = 51;
     const DESTINATION: u8 = 60;
 
-    let fixed = reader.read::<8>(offset).ok_or(Reason::Truncated)?;
-    let src = Addr::v6(reader.read::<16>(offset + 8).ok_or(Reason::Truncated)?);
-    let dst = Addr::v6(reader.read::<16>(offset + 24).ok_or(Reason::Truncated)?);
-    let payload_length = u16::from_be_bytes([fixed[4], fixed[5]]);
-    let mut next = fixed[6];
+    let payload_length = be16(reader, offset + 4)?;
+    let [mut next, hop_limit] = reader.read::<2>(offset + 6).ok_or(Reason::Truncated)?;
+    packet.src = Addr::v6(reader.read::<16>(offset + 8).ok_or(Reason::Truncated)?);
+    packet.dst = Addr::v6(reader.read::<16>(offset + 24).ok_or(Reason::Truncated)?);
+    packet.length = payload_length.saturating_add(40);
     let mut extensions: u16 = 0;
     let mut first_fragment = false;
     for _ in 0..MAX_EXTENSION_HEADERS {
-        if !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION) {
+        if R::PLAIN_ONLY
+            || !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION)
+        {
             break;
         }
         let at = offset + 40 + u32::from(extensions);
@@ -233,14 +273,13 @@ fn parse_v6<R: Reader + ?Sized, const QUOTED: bool>(
     if length < extensions {
         return Err(Reason::Malformed);
     }
-    let l4 = Transport {
+    Ok(Transport {
         protocol: next,
         offset: offset + 40 + u32::from(extensions),
         length: length - extensions,
         first_fragment,
-        hop_limit: fixed[7],
-    };
-    l4.parse::<R, QUOTED>(reader, src, dst, payload_length.saturating_add(40))
+        hop_limit,
+    })
 }
 
 struct Transport {
@@ -257,66 +296,53 @@ impl Transport {
     fn parse<R: Reader + ?Sized, const QUOTED: bool>(
         &self,
         reader: &R,
-        src: Addr,
-        dst: Addr,
-        length: u16,
-    ) -> Result<Packet, Reason> {
+        packet: &mut Packet,
+    ) -> Result<(), Reason> {
+        packet.protocol = self.protocol;
         #[expect(clippy::cast_possible_truncation, reason = "headers end far below 64 KiB")]
-        let mut packet = Packet {
-            src,
-            dst,
-            src_port: Port::default(),
-            dst_port: Port::default(),
-            protocol: self.protocol,
-            tcp_flags: 0,
-            icmp_type: 0,
-            icmp_kind: 0,
-            l4_offset: self.offset as u16,
-            length,
-        };
+        {
+            packet.l4_offset = self.offset as u16;
+        }
         let announced = match self.protocol {
             proto::TCP => 20,
             proto::UDP | proto::ICMP | proto::ICMPV6 => 8,
             proto::SCTP => 12,
-            _ => 0,
+            _ => return Ok(()),
         };
         if self.length < announced {
             // A first fragment that stops inside the header would hide ports (RFC 1858, RFC 8200
             // section 4.5).
             return Err(if self.first_fragment { Reason::Malformed } else { Reason::Truncated });
         }
-        match self.protocol {
-            proto::TCP if !QUOTED => {
-                let h = reader.read::<14>(self.offset).ok_or(Reason::Truncated)?;
-                let data_offset = u16::from(h[12] >> 4) * 4;
-                if data_offset < 20 || data_offset > self.length {
-                    return Err(Reason::Malformed);
-                }
-                packet.src_port = Port { octets: [h[0], h[1]] };
-                packet.dst_port = Port { octets: [h[2], h[3]] };
-                packet.tcp_flags = h[13];
+        if matches!(self.protocol, proto::ICMP | proto::ICMPV6) {
+            // The whole fixed header must be there, although only two fields are read.
+            let [icmp_type] = reader.read::<1>(self.offset).ok_or(Reason::Truncated)?;
+            let identifier = reader.read::<4>(self.offset + 4).ok_or(Reason::Truncated)?;
+            let kind = if self.protocol == proto::ICMP {
+                icmp_kind_v4(icmp_type)
+            } else {
+                icmp_kind_v6(icmp_type, self.hop_limit)
+            };
+            packet.icmp_type = icmp_type;
+            packet.icmp_kind = kind as u8;
+            if matches!(kind, IcmpKind::EchoRequest | IcmpKind::EchoReply) {
+                packet.src_port = Port { octets: [identifier[0], identifier[1]] };
             }
-            proto::TCP | proto::UDP | proto::SCTP => {
-                let h = reader.read::<4>(self.offset).ok_or(Reason::Truncated)?;
-                packet.src_port = Port { octets: [h[0], h[1]] };
-                packet.dst_port = Port { octets: [h[2], h[3]] };
-            }
-            proto::ICMP | proto::ICMPV6 => {
-                let h = reader.read::<8>(self.offset).ok_or(Reason::Truncated)?;
-                packet.icmp_type = h[0];
-                let kind = if self.protocol == proto::ICMP {
-                    icmp_kind_v4(h[0])
-                } else {
-                    icmp_kind_v6(h[0], self.hop_limit)
-                };
-                packet.icmp_kind = kind as u8;
-                if matches!(kind, IcmpKind::EchoRequest | IcmpKind::EchoReply) {
-                    packet.src_port = Port { octets: [h[4], h[5]] };
-                }
-            }
-            _ => {}
+            return Ok(());
         }
-        Ok(packet)
+        let ports = reader.read::<4>(self.offset).ok_or(Reason::Truncated)?;
+        packet.src_port = Port { octets: [ports[0], ports[1]] };
+        packet.dst_port = Port { octets: [ports[2], ports[3]] };
+        if self.protocol == proto::TCP && !QUOTED {
+            let [data_offset, flags] =
+                reader.read::<2>(self.offset + 12).ok_or(Reason::Truncated)?;
+            let data_offset = u16::from(data_offset >> 4) * 4;
+            if data_offset < 20 || data_offset > self.length {
+                return Err(Reason::Malformed);
+            }
+            packet.tcp_flags = flags;
+        }
+        Ok(())
     }
 }
 
@@ -412,11 +438,38 @@ mod tests {
         assert_eq!(parse(version.as_slice(), 0), Err(Reason::Malformed));
     }
 
+    struct Plain<'a>(&'a [u8]);
+
+    impl Reader for Plain<'_> {
+        const PLAIN_ONLY: bool = true;
+
+        fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+            self.0.read(offset)
+        }
+    }
+
+    #[test]
+    fn a_plain_reader_agrees_or_gives_up() {
+        let mut options = v4(6, 0, &[0, 0, 0, 0]);
+        options[0] = 0x46;
+        options.extend_from_slice(&tcp_header(tcp::SYN));
+        options[3] = 44;
+        let extended = v6(0, 64, &[17, 0, 0, 0, 0, 0, 0, 0, 0, 53, 0, 99, 0, 8, 0, 0]);
+        for bytes in [&options, &extended] {
+            assert!(parse(bytes.as_slice(), 0).is_ok());
+            assert!(parse(&Plain(bytes), 0).is_err());
+        }
+        for bytes in [v4(6, 0, &tcp_header(2)), v6(6, 64, &tcp_header(2))] {
+            assert_eq!(parse(&Plain(&bytes), 0), parse(bytes.as_slice(), 0));
+        }
+    }
+
     #[test]
     fn a_quoted_header_may_stop_after_the_ports() {
         let whole = v4(6, 0, &tcp_header(tcp::SYN));
         assert_eq!(parse(&whole[..28], 0), Err(Reason::Truncated));
-        let p = parse_quoted(&whole[..28], 0).expect("parses");
+        let mut p = Packet::default();
+        parse_quoted(&whole[..28], 0, &mut p).expect("parses");
         assert_eq!((p.src_port.get(), p.dst_port.get()), (1234, 80));
     }
 

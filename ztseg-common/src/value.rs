@@ -14,15 +14,13 @@ pub struct Workload {
     pub identity: u32,
     /// The agent's own number for it, stable over generations; never zero.
     pub index: u32,
-    /// [`WORKLOAD_RAW_IP`], [`WORKLOAD_HOST_SIDE`]; set by the datapath, for interfaces.
+    /// [`WORKLOAD_HOST_SIDE`]; set by the datapath, for interfaces.
     pub flags: u32,
 }
 
-/// Flag of a [`Workload`]: packets on this interface have no Ethernet header (tun, `WireGuard`).
-pub const WORKLOAD_RAW_IP: u32 = 1;
 /// Flag of a [`Workload`]: the workload is this host's side of the interface (a network card), so
 /// packets of local sockets have been judged at the cgroup hooks.
-pub const WORKLOAD_HOST_SIDE: u32 = 2;
+pub const WORKLOAD_HOST_SIDE: u32 = 1;
 
 /// What a direction of a subject class does when no rule matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -166,6 +164,9 @@ pub struct PortChunk {
 /// Flag of [`Control`]: the agent found no address translation on output in its network namespace,
 /// so `connect` and `sendmsg` may answer early there.
 pub const CONTROL_EARLY_ANSWER: u32 = 1;
+/// Flag of [`Control`]: the cgroup programs are attached to the root of the whole hierarchy, so that
+/// they see every socket.
+pub const CONTROL_WHOLE_HIERARCHY: u32 = 2;
 
 /// The one word that programs read first, and the agent's settings for them.
 #[repr(C)]
@@ -177,7 +178,7 @@ pub struct Control {
     pub stamp: u64,
     /// Bit n: some workload's cgroup lies n levels below the root of the cgroup hierarchy.
     pub levels: u32,
-    /// [`CONTROL_EARLY_ANSWER`].
+    /// [`CONTROL_EARLY_ANSWER`], [`CONTROL_WHOLE_HIERARCHY`].
     pub flags: u32,
     /// Network namespace cookie of the agent.
     pub netns: u64,

@@ -30,6 +30,8 @@ pub struct Classes {
 pub struct Image {
     /// The workloads of this host.
     pub workloads: BTreeMap<WorkloadKey, Workload>,
+    /// Bit n: the cgroup of one of them lies n levels below the root of the cgroup hierarchy.
+    pub levels: u32,
     /// By subject class; index zero is never used.
     pub subjects: Vec<Subject>,
     /// By rank; index zero is never used.

@@ -3,13 +3,38 @@
 //! This is the contract that the agent is written against; everything below it talks to the
 //! kernel. One [`Datapath`] is owned by one task.
 
-use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+mod bpffs;
+mod clock;
+mod debug;
+mod detach;
+mod generation;
+mod memory;
+pub mod object;
+mod programs;
+pub mod sys;
 
-use ztseg_common::event::{Counter, Event};
-use ztseg_common::key::WorkloadKey;
-use ztseg_common::value::Workload;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use aya::Ebpf;
+use aya::maps::{MapData, RingBuf};
+use ztseg_common::event::{Counter, EVENT_VERSION, Event};
+use ztseg_common::key::{MAX_CGROUP_LEVEL, WorkloadKey, interface_of, workload_interface};
+use ztseg_common::value::{
+    CONTROL_EARLY_ANSWER, CONTROL_WHOLE_HIERARCHY, Rule, WORKLOAD_HOST_SIDE, Workload, generation,
+    slot,
+};
+
+use self::generation::{Generation, OUTER};
+use self::programs::{Pins, kernel};
+use self::sys::ControlPage;
 
 use crate::image::Image;
 
@@ -127,91 +152,317 @@ pub struct MapStatus {
 }
 
 /// The kernel programs and their maps.
-#[derive(Debug)]
 pub struct Datapath {
-    _private: (),
+    ebpf: Ebpf,
+    events: RingBuf<MapData>,
+    control: ControlPage,
+    outer: HashMap<&'static str, OwnedFd>,
+    pins: Pins,
+    options: Options,
+    /// The generation in force, once there was a commit by this agent.
+    generation: Option<Generation>,
+    /// What the generation in force knows of this host, interface flags included.
+    workloads: HashMap<WorkloadKey, Workload>,
+    interfaces: HashMap<u32, Interface>,
+    cgroup_attached: bool,
+    // Released when the datapath is dropped.
+    _lock: File,
 }
+
+impl std::fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Datapath")
+            .field("options", &self.options)
+            .field("control", &self.control.read())
+            .field("workloads", &self.workloads.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Interface {
+    name: String,
+    flags: u32,
+}
+
+/// Events that one workload may send a second on one CPU.
+const EVENT_BUDGET: u32 = 512;
+/// How long after the attachment a TCP segment of an unknown flow is judged in both orientations:
+/// connections that are older than the attachment may be silent for long.
+const ADOPTION: Duration = Duration::from_secs(3600);
 
 impl Datapath {
     /// Loads the programs, adopting what is pinned. Attaches nothing that is not attached.
-    pub fn open(_options: &Options) -> Result<Self, DatapathError> {
-        Err(DatapathError::NoObject)
+    pub fn open(options: &Options) -> Result<Self, DatapathError> {
+        let lock = bpffs::prepare(&options.bpffs)?;
+        let pins = Pins::new(&options.bpffs);
+        let mut ebpf = programs::load(options, &pins)?;
+        if options.debug {
+            debug::start(&mut ebpf);
+        }
+        let mut outer = HashMap::new();
+        for name in OUTER {
+            outer.insert(name, open_map(&pins, name)?);
+        }
+        let control = ControlPage::map(open_map(&pins, "CONTROL")?.as_fd())
+            .map_err(|e| kernel("mapping the control page", e))?;
+        let hz = clock::jiffies_per_second().map_err(|e| kernel("measuring the clock", e))?;
+        control.hz().store(hz, Ordering::Relaxed);
+        control.event_budget().store(EVENT_BUDGET, Ordering::Relaxed);
+        let cookie = sys::netns_cookie().map_err(|e| kernel("asking for the netns cookie", e))?;
+        control.netns().store(cookie, Ordering::Relaxed);
+        let events = ebpf
+            .take_map("EVENTS")
+            .context("no map EVENTS in the object")
+            .and_then(|map| Ok(RingBuf::try_from(map)?))
+            .map_err(|e| kernel("opening the ring buffer", e))?;
+        Ok(Self {
+            ebpf,
+            events,
+            control,
+            outer,
+            pins,
+            options: options.clone(),
+            generation: None,
+            workloads: HashMap::new(),
+            interfaces: HashMap::new(),
+            cgroup_attached: false,
+            _lock: lock,
+        })
     }
 
     /// Puts `image` in force as a new generation: fills the idle slot, switches, waits until no
     /// program reads the old one. On an error the old generation stays.
-    pub fn commit(&mut self, _image: &Image) -> Result<Committed, DatapathError> {
-        Err(DatapathError::NoObject)
+    pub fn commit(&mut self, image: &Image) -> Result<Committed, DatapathError> {
+        generation::check_capacity(image, &self.options.capacity)?;
+        let old = self.control.stamp().load(Ordering::Acquire);
+        // Zero in a stamp means "no policy".
+        let number = generation(old).checked_add(1).unwrap_or(1);
+        let stamp = u64::from(number) << 32;
+        let workloads: HashMap<_, _> =
+            image.workloads.iter().map(|(key, w)| (*key, self.with_flags(*key, *w))).collect();
+        self.control.levels().fetch_or(image.levels, Ordering::Relaxed);
+        let doing = |e| kernel(&format!("writing generation {number}"), e);
+        let capacity = &self.options.capacity;
+        let new = generation::fill(&self.outer, slot(stamp), image, &workloads, capacity)
+            .map_err(doing)?;
+        self.control.stamp().store(stamp, Ordering::Release);
+        self.workloads = workloads;
+        let waited = generation::wait_for_grace_period(&self.outer, &new);
+        self.generation = Some(new);
+        waited.map_err(doing)?;
+        Ok(Committed { generation: number })
+    }
+
+    fn with_flags(&self, key: WorkloadKey, mut workload: Workload) -> Workload {
+        let interface = interface_of(key).and_then(|i| self.interfaces.get(&i));
+        workload.flags = interface.map_or(0, |i| i.flags);
+        workload
     }
 
     /// Attaches the cgroup programs to the cgroup root; does nothing when they are.
     pub fn attach_cgroup(&mut self) -> Result<(), DatapathError> {
-        Err(DatapathError::NoObject)
+        if !self.cgroup_attached {
+            let root = &self.options.cgroup_root;
+            let whole = is_whole_hierarchy(root)
+                .map_err(|e| kernel(&format!("opening the cgroup {}", root.display()), e))?;
+            self.set_flag(CONTROL_WHOLE_HIERARCHY, whole);
+            programs::attach_cgroup(&self.ebpf, &self.pins, &self.options.cgroup_root)?;
+            self.cgroup_attached = true;
+        }
+        Ok(())
     }
 
     /// Attaches the TC programs to an interface of the agent's network namespace.
     pub fn attach_interface(
         &mut self,
-        _ifindex: u32,
-        _name: &str,
-        _side: InterfaceSide,
+        ifindex: u32,
+        name: &str,
+        side: InterfaceSide,
     ) -> Result<(), DatapathError> {
-        Err(DatapathError::NoObject)
+        let ethernet = sys::has_ethernet_header(name)
+            .map_err(|e| kernel(&format!("asking what kind of device {name} is"), e))?;
+        let flags = if side == InterfaceSide::Host { WORKLOAD_HOST_SIDE } else { 0 };
+        self.interfaces.insert(ifindex, Interface { name: name.to_owned(), flags });
+        // The programs read the flags with the workload, which may be in force already.
+        let key = workload_interface(ifindex);
+        if let Some(workload) = self.workloads.get(&key).copied() {
+            self.put_workload(key, None, workload)?;
+        }
+        let ebpf = &mut self.ebpf;
+        if programs::attach_interface(ebpf, &self.pins, ifindex, name, side, ethernet)? {
+            let window = u64::try_from(ADOPTION.as_nanos()).unwrap_or(u64::MAX);
+            self.control.adopt_until().store(sys::boot_time_ns() + window, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Forgets an interface that is no longer a workload, or no longer there.
-    pub fn detach_interface(&mut self, _ifindex: u32) -> Result<(), DatapathError> {
-        Err(DatapathError::NoObject)
+    pub fn detach_interface(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        let Some(interface) = self.interfaces.remove(&ifindex) else { return Ok(()) };
+        programs::detach_interface(&self.pins, ifindex, &interface.name)
+            .map_err(|e| kernel(&format!("detaching from {}", interface.name), e))
     }
 
     /// Adds a workload, or changes its classes, in the generation that is in force. `level` is the
-    /// depth of a cgroup below the root of the cgroup hierarchy. After it returns every flow of
-    /// this workload is judged by the new classes.
+    /// depth of a cgroup below the root of the cgroup hierarchy. Packets that come after it
+    /// returns are judged by the new classes.
     pub fn put_workload(
         &mut self,
-        _key: WorkloadKey,
-        _level: Option<u32>,
-        _workload: Workload,
+        key: WorkloadKey,
+        level: Option<u32>,
+        workload: Workload,
     ) -> Result<(), DatapathError> {
-        Err(DatapathError::NoObject)
+        let workload = self.with_flags(key, workload);
+        if let Some(level) = level {
+            // A deeper cgroup cannot be a workload; it belongs to its ancestor.
+            if level <= MAX_CGROUP_LEVEL {
+                self.control.levels().fetch_or(1 << level, Ordering::Relaxed);
+            }
+        }
+        if let Some(generation) = &self.generation {
+            sys::map_update(generation.workloads.as_fd(), &key, &workload).map_err(|e| match e
+                .raw_os_error()
+            {
+                Some(libc::E2BIG) => DatapathError::Capacity {
+                    what: "workloads",
+                    needed: self.workloads.len() + 1,
+                    limit: self.options.capacity.workloads,
+                    option: "workloads",
+                },
+                _ => kernel("adding a workload", e),
+            })?;
+            self.next_epoch();
+        }
+        self.workloads.insert(key, workload);
+        Ok(())
     }
 
     /// Removes a workload; its cgroups belong to the next ancestor that is one.
-    pub fn remove_workload(&mut self, _key: WorkloadKey) -> Result<(), DatapathError> {
-        Err(DatapathError::NoObject)
+    pub fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError> {
+        if let Some(generation) = &self.generation {
+            sys::map_delete(generation.workloads.as_fd(), &key)
+                .map_err(|e| kernel("removing a workload", e))?;
+            self.next_epoch();
+        }
+        self.workloads.remove(&key);
+        Ok(())
     }
 
-    /// Hands out every record in the ring buffer; does not wait.
-    pub fn drain_events(&mut self, _each: &mut dyn FnMut(&Event)) {}
+    /// Makes every flow be judged again.
+    fn next_epoch(&self) {
+        // The epoch is the lower half: it must not carry into the generation.
+        let stamp = self.control.stamp();
+        let old = stamp.load(Ordering::Relaxed);
+        let epoch = (old & u64::from(u32::MAX)).wrapping_add(1) & u64::from(u32::MAX);
+        stamp.store(old & !u64::from(u32::MAX) | epoch, Ordering::Release);
+    }
+
+    /// Lets `connect` and `sendmsg` answer early in the agent's network namespace, or not: nothing
+    /// there may translate addresses on output while it is on.
+    pub fn set_early_answers(&self, on: bool) {
+        self.set_flag(CONTROL_EARLY_ANSWER, on);
+    }
+
+    fn set_flag(&self, flag: u32, on: bool) {
+        let flags = self.control.flags();
+        if on {
+            flags.fetch_or(flag, Ordering::Relaxed);
+        } else {
+            flags.fetch_and(!flag, Ordering::Relaxed);
+        }
+    }
+
+    /// Hands out every record in the ring buffer; does not wait. Returns how many records were of
+    /// an unknown size or version.
+    pub fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64 {
+        let mut unknown = 0;
+        while let Some(record) = self.events.next() {
+            match bytemuck::try_pod_read_unaligned::<Event>(&record) {
+                Ok(event) if event.version == EVENT_VERSION => each(&event),
+                _ => unknown += 1,
+            }
+        }
+        unknown
+    }
 
     /// A descriptor that becomes readable when the kernel asks for the ring to be drained early.
     pub fn event_fd(&self) -> Result<OwnedFd, DatapathError> {
-        Err(DatapathError::NoObject)
+        self.events
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|e| kernel("duplicating the ring buffer's descriptor", e))
     }
 
     /// The per-CPU counters, summed.
     pub fn counters(&self) -> Result<BTreeMap<Counter, u64>, DatapathError> {
-        Err(DatapathError::NoObject)
+        let doing = "reading the counters";
+        let map = open_map(&self.pins, "COUNTERS")?;
+        let cpus = aya::util::nr_cpus().map_err(|(_, e)| kernel(doing, e))?;
+        let mut values = vec![0u64; cpus];
+        Counter::ALL
+            .into_iter()
+            .map(|counter| {
+                sys::map_lookup(map.as_fd(), &(counter as u32), &mut values)
+                    .map_err(|e| kernel(doing, e))?;
+                Ok((counter, values.iter().sum()))
+            })
+            .collect()
     }
 
     /// Hits by rank in the generation that is in force; index zero is never used.
     pub fn rule_hits(&self) -> Result<Vec<u64>, DatapathError> {
-        Err(DatapathError::NoObject)
+        let Some(generation) = &self.generation else { return Ok(Vec::new()) };
+        (0..u32::try_from(generation.rule_count).unwrap_or(u32::MAX))
+            .map(|rank| {
+                let mut rule = [Rule::default()];
+                sys::map_lookup(generation.rules.as_fd(), &rank, &mut rule)
+                    .map_err(|e| kernel("reading rule hits", e))?;
+                Ok(rule[0].hits)
+            })
+            .collect()
     }
 
     /// The programs and where they are attached.
     pub fn programs(&self) -> Result<Vec<ProgramStatus>, DatapathError> {
-        Err(DatapathError::NoObject)
+        let attached = |name: &str| {
+            if programs::TC_PROGRAMS.contains(&name) {
+                self.interfaces.values().map(|i| i.name.clone()).collect()
+            } else if self.cgroup_attached {
+                vec![self.options.cgroup_root.display().to_string()]
+            } else {
+                Vec::new()
+            }
+        };
+        programs::status(&self.ebpf, attached).map_err(|e| kernel("reading program info", e))
     }
 
-    /// The maps and their memory.
+    /// The maps and their memory: those that are pinned, and the generation in force.
     pub fn maps(&self) -> Result<Vec<MapStatus>, DatapathError> {
-        Err(DatapathError::NoObject)
+        memory::maps(&self.pins).map_err(|e| kernel("reading map info", e))
+    }
+
+    /// Descriptors of a program, for test runs.
+    pub fn program_fd(&self, name: &str) -> Result<OwnedFd, DatapathError> {
+        programs::program_fd(&self.ebpf, name)
+            .and_then(|fd| Ok(fd.try_clone_to_owned()?))
+            .map_err(|e| kernel(&format!("finding the program {name}"), e))
     }
 
     /// Detaches everything that is pinned under the folder and removes the pins. Says what it
     /// removed, one line each. Needs no running agent.
-    pub fn detach_all(_options: &Options) -> Result<Vec<String>, DatapathError> {
-        Err(DatapathError::NoObject)
+    pub fn detach_all(options: &Options) -> Result<Vec<String>, DatapathError> {
+        detach::all(&options.bpffs)
     }
+}
+
+/// Whether a cgroup is the root of the cgroup2 hierarchy: its kernfs id is one
+/// (`kernfs_create_root`, fs/kernfs/dir.c), and the file system shows ids as inode numbers.
+fn is_whole_hierarchy(cgroup: &Path) -> io::Result<bool> {
+    Ok(std::fs::metadata(cgroup)?.ino() == 1)
+}
+
+fn open_map(pins: &Pins, name: &str) -> Result<OwnedFd, DatapathError> {
+    sys::open_pinned(&pins.maps().join(name))
+        .map_err(|e| kernel(&format!("opening the map {name}"), e))
 }

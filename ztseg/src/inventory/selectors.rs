@@ -288,9 +288,9 @@ mod tests {
     #[test]
     fn a_star_stays_within_its_component() {
         let s = selectors(&[(Some("/*/x"), None), (Some("/a*c"), None)]);
-        assert_eq!(placement(&s, "/a/b/x").0, [0u32; 0]);
+        assert!(placement(&s, "/a/b/x").0.is_empty());
         assert_eq!(placement(&s, "/abc").0, [1]);
-        assert_eq!(placement(&s, "/ab/c").0, [0u32; 0]);
+        assert!(placement(&s, "/ab/c").0.is_empty());
     }
 
     #[test]

@@ -21,6 +21,9 @@ mod sides;
 #[cfg(test)]
 mod tests;
 
+use std::ops::BitOr;
+
+use ztseg_common::key::MAX_CGROUP_LEVEL;
 use ztseg_common::value::{RULE_LOG, Rule, Workload};
 
 use self::addresses::Addresses;
@@ -70,6 +73,7 @@ pub fn compile(
     };
     Ok(Image {
         workloads: memberships.iter().filter_map(workload).collect(),
+        levels: memberships.iter().filter_map(|m| m.level).map(level_bit).fold(0, BitOr::bitor),
         subjects: rows,
         rules: rules(resolved),
         ports: ports.classes,
@@ -78,6 +82,11 @@ pub fn compile(
         prefixes: addresses.prefixes,
         classes,
     })
+}
+
+/// A cgroup below the deepest level that the programs look at belongs to its ancestors.
+fn level_bit(level: u32) -> u32 {
+    if level <= MAX_CGROUP_LEVEL { 1 << level } else { 0 }
 }
 
 fn rules(resolved: &Resolved) -> Vec<Rule> {

@@ -1,0 +1,63 @@
+//! What the tests run in, and why one of them may have to be skipped.
+
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+
+/// What `cargo xtask test` and `cargo xtask vm` say about where the tests run.
+#[derive(Clone, Debug)]
+pub(crate) struct Environment {
+    /// The agent to test, from `ZTSEG_BIN`; `None` in a plain `cargo test`.
+    pub(crate) agent: Option<PathBuf>,
+    /// Whether this is a virtual machine of our own (`ZTSEG_IN_VM`). Only there may a test attach
+    /// programs to the root of the cgroup tree.
+    pub(crate) in_vm: bool,
+    /// Why this user or kernel cannot run the tests.
+    obstacle: Option<String>,
+}
+
+impl Environment {
+    /// Looks around.
+    pub(crate) fn here() -> Self {
+        Self {
+            agent: env::var_os("ZTSEG_BIN").map(PathBuf::from),
+            in_vm: env::var_os("ZTSEG_IN_VM").is_some(),
+            obstacle: obstacle(),
+        }
+    }
+
+    /// Where the tests run, for the first line of their output.
+    pub(crate) fn describe(&self) -> String {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let place =
+            if self.in_vm { "in a virtual machine of their own" } else { "on this machine" };
+        format!("real-kernel tests on Linux {}, {place}", release.trim())
+    }
+
+    /// Why a test that starts the agent or loads programs cannot run here.
+    pub(crate) fn obstacle(&self) -> Option<&str> {
+        if self.agent.is_none() {
+            return Some("the agent is not built; these tests run with `cargo xtask test`");
+        }
+        self.obstacle.as_deref()
+    }
+}
+
+/// `CAP_BPF` stands for all that root has: the other capabilities are missed with a clear error.
+fn obstacle() -> Option<String> {
+    const CAP_BPF: u32 = 39; // include/uapi/linux/capability.h
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
+        .unwrap_or_default();
+    if effective & (1 << CAP_BPF) == 0 {
+        return Some("no root: CAP_BPF is missing".to_owned());
+    }
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    if !mounts.lines().any(|line| line.split(' ').nth(2) == Some("cgroup2")) {
+        return Some("there is no cgroup2 mount".to_owned());
+    }
+    None
+}

@@ -1,0 +1,41 @@
+//! Tests of ztseg on a real kernel.
+//!
+//! `cargo xtask test` runs them on this kernel, `cargo xtask vm` on others. A test that cannot run
+//! where it is started is skipped, with the reason in its line. Each test makes what it needs
+//! (cgroups, network namespaces, pins) under names of its own and removes it, because tests run at
+//! the same time, and outside a virtual machine on somebody's real system.
+
+mod environment;
+mod toolchain;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use crate::environment::Environment;
+
+/// The body of a test.
+type Body = fn(&Environment) -> anyhow::Result<()>;
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let environment = Environment::here();
+    if !arguments.list {
+        println!("{}", environment.describe());
+    }
+    let tests: Vec<(&str, Body)> = [toolchain::TESTS].concat();
+    let trials = tests.into_iter().map(|(name, body)| trial(name, body, &environment)).collect();
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// A test that is skipped where the environment has an obstacle.
+fn trial(name: &str, body: Body, environment: &Environment) -> Trial {
+    let environment = environment.clone();
+    Trial::ignorable_test(name, move || {
+        if let Some(obstacle) = environment.obstacle() {
+            return Ok(Completion::ignored_with(obstacle));
+        }
+        match body(&environment) {
+            Ok(()) => Ok(Completion::Completed),
+            Err(error) => Err(Failed::from(format!("{error:?}"))),
+        }
+    })
+}

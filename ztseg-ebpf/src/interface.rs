@@ -1,0 +1,115 @@
+//! TC: workloads behind an interface.
+
+use aya_ebpf::bindings::__sk_buff;
+use ztseg_common::addr::proto;
+use ztseg_common::key::{SCOPE_INTERFACE, workload_interface};
+use ztseg_common::packet::{Packet, Reader, ethertype};
+use ztseg_common::value::{CONTROL_WHOLE_HIERARCHY, Control, WORKLOAD_HOST_SIDE};
+use ztseg_common::verdict::{Hook, Reason, Verdict};
+
+use crate::flow::Flow;
+use crate::maps::{self, SOCKETS};
+use crate::peer::Held;
+use crate::policy::Policy;
+use crate::skb::{self, Skb, Sock};
+use crate::table;
+
+/// Length of an Ethernet header without tags.
+pub const ETHERNET: u32 = 14;
+/// Tunnels: packets begin with their IP header.
+pub const RAW_IP: u32 = 0;
+const VLAN_TAG: u32 = 4;
+
+/// Judges a packet that an interface workload sends (`TcFromWorkload`) or is sent. `link_header` is
+/// the length of what stands before the network header, tags not counted.
+#[inline(always)]
+pub fn packet(skb: &Skb, hook: Hook, link_header: u32) -> Verdict {
+    let Some(control) = maps::control() else { return Verdict::Deny };
+    let stamp = maps::stamp(control);
+    let mut flow = Flow::new(stamp, hook);
+    let failure = match ethertype_of(skb) {
+        ethertype::IPV4 | ethertype::IPV6 => skb::parse(skb, link_header, &mut flow.packet),
+        ethertype::ARP => return Verdict::Allow,
+        ethertype::VLAN | ethertype::QINQ => parse_tagged(skb, link_header, &mut flow.packet),
+        _ => Reason::UnknownEthertype as u8,
+    };
+    let ifindex = skb.ifindex();
+    flow.scope = SCOPE_INTERFACE | ifindex;
+    let key = flow.key();
+    let outbound = flow.is_outbound();
+    if failure == 0 && table::known(control, stamp, &key, outbound, flow.packet.length) {
+        return Verdict::Allow;
+    }
+    flow.workload = workload_interface(ifindex);
+    // No longer a workload: about to be detached.
+    let Some(workload) = Policy::of(stamp).workload(flow.workload) else { return Verdict::Allow };
+    flow.subject = workload.subject;
+    if let Some(reason) = Reason::from_u8(failure) {
+        return table::unreadable(skb, &mut flow, reason);
+    }
+    if workload.flags & WORKLOAD_HOST_SIDE != 0 && ztseg_at_socket(skb.raw, &flow) != 0 {
+        return Verdict::Allow;
+    }
+    if let Some(verdict) = table::special(skb, &mut flow) {
+        return verdict;
+    }
+    match table::ztseg_interface_table(skb.raw, &raw mut flow, &raw const key) {
+        0 => Verdict::Deny,
+        _ => Verdict::Allow,
+    }
+}
+
+/// The Ethernet type, host order; of the outermost tag that is still in the packet.
+#[inline(always)]
+fn ethertype_of(skb: &Skb) -> u16 {
+    #[expect(clippy::cast_possible_truncation, reason = "the field is 16 bits wide")]
+    u16::from_be(skb.protocol() as u16)
+}
+
+/// Parses behind at most two VLAN tags.
+#[inline(always)]
+fn parse_tagged(skb: &Skb, link_header: u32, packet: &mut Packet) -> u8 {
+    let mut offset = link_header;
+    let mut ethertype = ethertype::VLAN;
+    for _ in 0..2 {
+        if matches!(ethertype, ethertype::VLAN | ethertype::QINQ) {
+            let Some(tag) = skb.read::<4>(offset) else { return Reason::Truncated as u8 };
+            ethertype = u16::from_be_bytes([tag[2], tag[3]]);
+            offset += VLAN_TAG;
+        }
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "the number of a reason")]
+    match ethertype {
+        ethertype::IPV4 | ethertype::IPV6 => skb::ztseg_parse(skb.raw, offset, packet) as u8,
+        _ => Reason::UnknownEthertype as u8,
+    }
+}
+
+/// Whether a socket of a local cgroup workload sends or receives this packet: then the cgroup hooks
+/// judge it, who know the workload, and nothing is enforced twice.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_at_socket(skb: *mut __sk_buff, flow: *const Flow) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
+    let Some(control) = maps::control() else { return 0 };
+    if flow.is_outbound() {
+        return u32::from(Skb::new(skb).socket().is_some_and(|sk| covered(control, sk)));
+    }
+    if !matches!(flow.packet.protocol, proto::TCP | proto::UDP) {
+        return 0;
+    }
+    let from = (flow.remote(), flow.remote_port());
+    let to = (flow.local(), flow.local_port());
+    let Some(held) = Held::lookup(skb.cast(), flow.packet.protocol, from, to) else { return 0 };
+    let found = covered(control, held.sock());
+    held.release();
+    u32::from(found)
+}
+
+/// Whether the cgroup hooks see this socket's packets: they see all where they are attached to the
+/// whole hierarchy, else those of sockets that they have marked.
+#[inline(always)]
+fn covered(control: &Control, sk: Sock) -> bool {
+    control.flags & CONTROL_WHOLE_HIERARCHY != 0 || SOCKETS.get(sk.raw, false).is_some()
+}

@@ -1,0 +1,138 @@
+//! The kernel programs: entry points only. Each turns a verdict into its hook's return code.
+//!
+//! * [`socket`]: TCP and connected UDP at the cgroup hooks, state in the socket
+//! * [`table`]: everything else, state in the flow table
+//! * [`judge`]: a flow that has no valid verdict yet
+//! * [`syscall`]: early answers at `connect` and `sendmsg`
+//! * [`interface`]: TC
+//! * [`skb`], [`maps`], [`workload`], [`peer`], [`emit`]: what they stand on
+#![allow(missing_docs, reason = "the program macros make public functions without documentation")]
+#![no_std]
+#![no_main]
+// The only way to an atomic addition on this target; see `maps::add`.
+#![feature(asm_experimental_arch)]
+#![expect(
+    clippy::inline_always,
+    reason = "each entry point is one program; the seams are the functions marked inline(never)"
+)]
+
+mod emit;
+mod flow;
+mod interface;
+mod judge;
+mod maps;
+mod peer;
+mod policy;
+mod skb;
+mod socket;
+mod syscall;
+mod table;
+mod workload;
+
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext, TcContext};
+use ztseg_common::verdict::{Hook, Verdict};
+
+use crate::interface::{ETHERNET, RAW_IP};
+use crate::skb::Skb;
+
+const CGROUP_DENY: i32 = 0;
+const CGROUP_ALLOW: i32 = 1;
+/// `TC_ACT_UNSPEC`: go on with the next program of the hook.
+const TC_NEXT: i32 = -1;
+/// `TC_ACT_SHOT`
+const TC_DROP: i32 = 2;
+
+#[inline(always)]
+fn cgroup(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Allow => CGROUP_ALLOW,
+        Verdict::Deny => CGROUP_DENY,
+    }
+}
+
+#[inline(always)]
+fn tc(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Allow => TC_NEXT,
+        Verdict::Deny => TC_DROP,
+    }
+}
+
+#[cgroup_sock(sock_create)]
+fn ztseg_create(ctx: SockContext) -> i32 {
+    socket::created(ctx.sock);
+    CGROUP_ALLOW
+}
+
+#[cgroup_sock_addr(connect4)]
+fn ztseg_connect4(ctx: SockAddrContext) -> i32 {
+    cgroup(syscall::early_answer(ctx.sock_addr, Hook::Connect4))
+}
+
+#[cgroup_sock_addr(connect6)]
+fn ztseg_connect6(ctx: SockAddrContext) -> i32 {
+    cgroup(syscall::early_answer(ctx.sock_addr, Hook::Connect6))
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+fn ztseg_sendmsg4(ctx: SockAddrContext) -> i32 {
+    cgroup(syscall::early_answer(ctx.sock_addr, Hook::Sendmsg4))
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+fn ztseg_sendmsg6(ctx: SockAddrContext) -> i32 {
+    cgroup(syscall::early_answer(ctx.sock_addr, Hook::Sendmsg6))
+}
+
+#[cgroup_skb(ingress)]
+fn ztseg_ingress(ctx: SkBuffContext) -> i32 {
+    cgroup(socket::packet(&Skb::new(ctx.skb.skb), Hook::CgroupIngress))
+}
+
+#[cgroup_skb(egress)]
+fn ztseg_egress(ctx: SkBuffContext) -> i32 {
+    cgroup(socket::packet(&Skb::new(ctx.skb.skb), Hook::CgroupEgress))
+}
+
+#[classifier]
+fn ztseg_tc_from(ctx: TcContext) -> i32 {
+    tc(interface::packet(&Skb::new(ctx.skb.skb), Hook::TcFromWorkload, ETHERNET))
+}
+
+#[classifier]
+fn ztseg_tc_to(ctx: TcContext) -> i32 {
+    tc(interface::packet(&Skb::new(ctx.skb.skb), Hook::TcToWorkload, ETHERNET))
+}
+
+#[classifier]
+fn ztseg_ip_from(ctx: TcContext) -> i32 {
+    tc(interface::packet(&Skb::new(ctx.skb.skb), Hook::TcFromWorkload, RAW_IP))
+}
+
+#[classifier]
+fn ztseg_ip_to(ctx: TcContext) -> i32 {
+    tc(interface::packet(&Skb::new(ctx.skb.skb), Hook::TcToWorkload, RAW_IP))
+}
+
+/// Set by the loader to write debug lines; a constant in the kernel, so that the verifier removes
+/// them where it is zero.
+#[unsafe(no_mangle)]
+static DEBUG: u8 = 0;
+
+/// Whether debug lines are asked for.
+#[inline(always)]
+fn debug() -> bool {
+    // SAFETY: a plain read; volatile because the loader sets the value after compilation.
+    unsafe { core::ptr::read_volatile(&raw const DEBUG) != 0 }
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,241 @@
+//! Who is at the other end: its socket on this host, else its address.
+
+use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_sock_tuple};
+use aya_ebpf::helpers::generated::{
+    bpf_fib_lookup as bpf_fib_lookup_helper, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
+};
+use ztseg_common::addr::{Addr, Port, proto};
+use ztseg_common::key::{IDENTITY_NOBODY, WorkloadKey, workload_interface};
+use ztseg_common::value::Control;
+
+use crate::flow::Flow;
+use crate::maps::{SOCKETS, control};
+use crate::skb::{LISTEN, Skb, Sock};
+use crate::workload;
+
+/// `BPF_F_CURRENT_NETNS`
+const CURRENT_NETNS: u64 = u64::MAX;
+
+/// Finds the peer's classes and, on this host, its workload, and sets them in the flow.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_peer(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_mut() }) else { return 0 };
+    let Some(control) = control() else { return 0 };
+    let policy = flow.policy();
+    let peer = policy.peer(flow.remote());
+    let before = flow.peer;
+    flow.address = peer.address;
+    flow.identity = peer.identity;
+    flow.peer = 0;
+    // Packets between local addresses always travel on the loopback device, and the kernel drops
+    // what arrives elsewhere with a local source: only here can the peer's socket be trusted.
+    if flow.is_loopback() && matches!(flow.packet.protocol, proto::TCP | proto::UDP) {
+        match local_socket(skb.cast(), control, flow) {
+            Local::Workload(w) => {
+                flow.peer = w.key;
+                flow.identity = w.workload.identity;
+            }
+            Local::Nobody if flow.is_outbound() => flow.identity = IDENTITY_NOBODY,
+            // The peer's socket is gone (its last packets are still on the way): it is who it was.
+            Local::Nobody if before != 0 => {
+                if let Some(w) = policy.workload(before) {
+                    flow.peer = before;
+                    flow.identity = w.identity;
+                }
+            }
+            Local::Nobody | Local::Stranger => {}
+        }
+    }
+    1
+}
+
+/// As [`ztseg_peer`], for interface workloads.
+///
+/// Towards the workload, the sender is a socket of this host or came in by another workload's
+/// interface. From it, the routing table says where the packet goes: to a socket of this host, or
+/// out of another workload's interface. Neither can be forged by an address.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_interface_peer(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_mut() }) else { return 0 };
+    let policy = flow.policy();
+    let peer = policy.peer(flow.remote());
+    flow.address = peer.address;
+    flow.identity = peer.identity;
+    flow.peer = 0;
+    let key = if flow.is_outbound() { receiver(skb, flow) } else { sender(skb, flow) };
+    if key != 0 {
+        if let Some(workload) = policy.workload(key) {
+            flow.peer = key;
+            flow.identity = workload.identity;
+        }
+    }
+    1
+}
+
+/// The workload that sends this packet to an interface workload; zero: not known.
+#[inline(always)]
+fn sender(skb: *mut __sk_buff, flow: &Flow) -> WorkloadKey {
+    let skb = Skb::new(skb);
+    match skb.socket() {
+        Some(sk) => owner(sk, flow),
+        None if skb.ingress_ifindex() != 0 => workload_interface(skb.ingress_ifindex()),
+        None => 0,
+    }
+}
+
+/// The workload that a packet of an interface workload goes to; zero: not known.
+#[inline(always)]
+fn receiver(skb: *mut __sk_buff, flow: &Flow) -> WorkloadKey {
+    /// `BPF_FIB_LKUP_RET_SUCCESS`, `BPF_FIB_LKUP_RET_NOT_FWDED`
+    const FORWARDED: i64 = 0;
+    const NOT_FORWARDED: i64 = 4;
+    /// `BPF_FIB_LKUP_RET_NO_NEIGH`: forwarded, but the neighbour is not resolved yet.
+    const NO_NEIGHBOUR: i64 = 7;
+    const AF_INET: u8 = 2;
+    const AF_INET6: u8 = 10;
+
+    // SAFETY: an all-zero struct of integers.
+    let mut route: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    route.ifindex = Skb::new(skb).ifindex();
+    if flow.remote().is_v4() {
+        route.family = AF_INET;
+        route.__bindgen_anon_3.ipv4_src = last_word(flow.local());
+        route.__bindgen_anon_4.ipv4_dst = last_word(flow.remote());
+    } else {
+        route.family = AF_INET6;
+        route.__bindgen_anon_3.ipv6_src = words(flow.local());
+        route.__bindgen_anon_4.ipv6_dst = words(flow.remote());
+    }
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: the struct is initialised and its size is passed.
+    match unsafe { bpf_fib_lookup_helper(skb.cast(), &raw mut route, size, 0) } {
+        FORWARDED | NO_NEIGHBOUR => workload_interface(route.ifindex),
+        NOT_FORWARDED if matches!(flow.packet.protocol, proto::TCP | proto::UDP) => {
+            let from = (flow.local(), flow.local_port());
+            let to = (flow.remote(), flow.remote_port());
+            let Some(held) = Held::lookup(skb.cast(), flow.packet.protocol, from, to) else {
+                return 0;
+            };
+            let key = owner(held.sock(), flow);
+            held.release();
+            key
+        }
+        _ => 0,
+    }
+}
+
+/// The workload of a socket, as the cgroup programs wrote it down; zero: not known. (The ancestors
+/// of a socket's cgroup cannot be asked for at TC.)
+#[inline(always)]
+fn owner(sk: Sock, flow: &Flow) -> WorkloadKey {
+    let Some(state) = SOCKETS.get(sk.raw, false) else { return 0 };
+    let own = state.cgroup;
+    if own != 0 && flow.policy().workload(own).is_some() { own } else { state.workload }
+}
+
+enum Local {
+    Workload(workload::Found),
+    /// A socket outside the cgroup root.
+    Stranger,
+    Nobody,
+}
+
+#[inline(always)]
+fn local_socket(ctx: *mut core::ffi::c_void, control: &Control, flow: &Flow) -> Local {
+    // The tuple is a packet that goes to the socket: from our end to the peer's.
+    let Some(sk) = Held::lookup(
+        ctx,
+        flow.packet.protocol,
+        (flow.local(), flow.local_port()),
+        (flow.remote(), flow.remote_port()),
+    ) else {
+        return Local::Nobody;
+    };
+    // The sender of a TCP segment is a connected socket; a listener on its port is somebody else.
+    if !flow.is_outbound() && flow.packet.protocol == proto::TCP && sk.sock().state() == LISTEN {
+        sk.release();
+        return Local::Nobody;
+    }
+    let found = workload::of_socket(control, flow.policy(), sk.sock());
+    sk.release();
+    match found {
+        Some(w) => Local::Workload(w),
+        None => Local::Stranger,
+    }
+}
+
+/// A socket that a lookup took a reference on.
+#[must_use = "the verifier refuses a program that does not release it"]
+pub struct Held {
+    sock: Sock,
+}
+
+impl Held {
+    /// The socket that a packet between these ends would arrive at, in this network namespace.
+    #[inline(always)]
+    pub fn lookup(
+        ctx: *mut core::ffi::c_void,
+        protocol: u8,
+        from: (&Addr, Port),
+        to: (&Addr, Port),
+    ) -> Option<Self> {
+        // SAFETY: an all-zero union of integers.
+        let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+        let size = if to.0.is_v4() {
+            let v4 = &mut tuple.__bindgen_anon_1;
+            v4.ipv4.saddr = last_word(from.0);
+            v4.ipv4.daddr = last_word(to.0);
+            v4.ipv4.sport = u16::from_ne_bytes(from.1.octets);
+            v4.ipv4.dport = u16::from_ne_bytes(to.1.octets);
+            12
+        } else {
+            let v6 = &mut tuple.__bindgen_anon_1;
+            v6.ipv6.saddr = words(from.0);
+            v6.ipv6.daddr = words(to.0);
+            v6.ipv6.sport = u16::from_ne_bytes(from.1.octets);
+            v6.ipv6.dport = u16::from_ne_bytes(to.1.octets);
+            36
+        };
+        let tuple = &raw mut tuple;
+        // SAFETY: the tuple is initialised and `size` is that of its family.
+        let sk = unsafe {
+            if protocol == proto::TCP {
+                bpf_sk_lookup_tcp(ctx, tuple, size, CURRENT_NETNS, 0)
+            } else {
+                bpf_sk_lookup_udp(ctx, tuple, size, CURRENT_NETNS, 0)
+            }
+        };
+        if sk.is_null() { None } else { Some(Self { sock: Sock { raw: sk } }) }
+    }
+
+    #[inline(always)]
+    pub fn sock(&self) -> Sock {
+        self.sock
+    }
+
+    #[inline(always)]
+    pub fn release(self) {
+        // SAFETY: the reference that `lookup` took; `self` is gone afterwards.
+        unsafe { bpf_sk_release(self.sock.raw.cast()) };
+    }
+}
+
+#[inline(always)]
+fn words(addr: &Addr) -> [u32; 4] {
+    let o = &addr.octets;
+    [
+        u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
+        u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
+        u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
+        u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
+    ]
+}
+
+#[inline(always)]
+fn last_word(addr: &Addr) -> u32 {
+    words(addr)[3]
+}

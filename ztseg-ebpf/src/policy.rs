@@ -1,0 +1,80 @@
+//! The maps of one generation, as the evaluator reads them.
+
+use ztseg_common::addr::Addr;
+use ztseg_common::eval::Lookup;
+use ztseg_common::key::{EntryKey, PORTS_PER_CHUNK};
+use ztseg_common::value::{Entry, Peer, Rule, Subject, Workload};
+
+use crate::maps::{ENTRIES, HOSTS, PORTS, PREFIXES, RULES, SUBJECTS, TrieKey, WORKLOADS, add};
+
+/// One of the two slots.
+#[derive(Clone, Copy)]
+pub struct Policy {
+    slot: u32,
+}
+
+impl Policy {
+    /// The generation of a stamp.
+    #[inline(always)]
+    pub fn of(stamp: u64) -> Self {
+        Self { slot: ztseg_common::value::slot(stamp) }
+    }
+
+    #[inline(always)]
+    pub fn workload(self, key: u64) -> Option<Workload> {
+        // SAFETY: a copy of plain words; the agent replaces values whole.
+        unsafe { WORKLOADS.get(self.slot)?.get(key).copied() }
+    }
+
+    /// What the policy knows of an address: the exact host, else the longest prefix.
+    #[inline(always)]
+    pub fn peer(self, addr: &Addr) -> Peer {
+        if let Some(hosts) = HOSTS.get(self.slot) {
+            // SAFETY: as above.
+            if let Some(peer) = unsafe { hosts.get(addr) } {
+                return *peer;
+            }
+        }
+        let key = TrieKey::new(128, *addr);
+        match PREFIXES.get(self.slot).and_then(|trie| trie.get(&key)) {
+            Some(peer) => *peer,
+            None => Peer::UNKNOWN,
+        }
+    }
+
+    /// Counts a decision of a rule.
+    #[inline(always)]
+    pub fn hit(self, rank: u32) {
+        if let Some(rule) = RULES.get_value_ptr_mut(self.slot, &rank) {
+            // SAFETY: a valid pointer from the lookup; only the field's address is taken.
+            add(Some(unsafe { &raw mut (*rule).hits }), 1);
+        }
+    }
+}
+
+impl Lookup for Policy {
+    #[inline(always)]
+    fn subject(&self, class: u32) -> Option<Subject> {
+        SUBJECTS.get_value(self.slot, &class).copied()
+    }
+
+    #[inline(always)]
+    fn port_class(&self, slot: u32) -> u16 {
+        let chunk = slot / PORTS_PER_CHUNK as u32;
+        match PORTS.get_value(self.slot, &chunk) {
+            Some(chunk) => chunk.classes[slot as usize % PORTS_PER_CHUNK],
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn entry(&self, key: &EntryKey) -> Option<&Entry> {
+        // SAFETY: entries of a generation never change while it is in force.
+        unsafe { ENTRIES.get(self.slot)?.get(key) }
+    }
+
+    #[inline(always)]
+    fn rule(&self, rank: u32) -> Option<Rule> {
+        RULES.get_value(self.slot, &rank).copied()
+    }
+}

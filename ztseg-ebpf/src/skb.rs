@@ -1,0 +1,337 @@
+//! The packet and its socket, as the programs read them.
+
+use aya_ebpf::bindings::{__sk_buff, bpf_sock};
+use aya_ebpf::helpers::generated::{bpf_sk_fullsock, bpf_skb_load_bytes};
+use ztseg_common::addr::{Addr, Port};
+use ztseg_common::packet::{self, Packet, Reader};
+use ztseg_common::verdict::Reason;
+
+/// Offsets above this are never read; it lets the verifier bound every access.
+const MAX_OFFSET: u32 = 0x7fff;
+
+/// A packet.
+pub struct Skb {
+    pub raw: *mut __sk_buff,
+}
+
+macro_rules! field {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $name(&self) -> u32 {
+            // SAFETY: the context is valid while the program runs. Volatile, so that the compiler
+            // does not merge reads: the verifier rewrites each field access on its own.
+            unsafe { core::ptr::read_volatile(&raw const (*self.raw).$name) }
+        }
+    };
+}
+
+impl Skb {
+    #[inline(always)]
+    pub fn new(raw: *mut __sk_buff) -> Self {
+        Self { raw }
+    }
+
+    field!(
+        /// Length in bytes, from where the hook's data begins.
+        len
+    );
+    field!(
+        /// Index of the device that the packet is on.
+        ifindex
+    );
+    field!(
+        /// Index of the device that the packet came in by; zero where it was made here.
+        ingress_ifindex
+    );
+    field!(
+        /// Ethernet type, network order in the low half.
+        protocol
+    );
+    field!(data);
+    field!(data_end);
+
+    /// The socket that the packet leaves from or arrives at, when it is a full one.
+    #[inline(always)]
+    pub fn socket(&self) -> Option<Sock> {
+        // SAFETY: reads the context; the verifier knows the pointer may be null.
+        let sk = unsafe { core::ptr::read_volatile(&raw const (*self.raw).__bindgen_anon_2.sk) };
+        if sk.is_null() {
+            return None;
+        }
+        // SAFETY: a socket pointer of the context.
+        let full = unsafe { bpf_sk_fullsock(sk) };
+        if full.is_null() { None } else { Some(Sock { raw: full }) }
+    }
+}
+
+/// Copies what is asked for; reads every packet, wherever its bytes lie.
+impl Reader for Skb {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let mut bytes = core::mem::MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the buffer has N bytes; the helper fills them all or fails.
+        unsafe {
+            let to = bytes.as_mut_ptr().cast();
+            if bpf_skb_load_bytes(self.raw.cast(), offset, to, N as u32) == 0 {
+                Some(bytes.assume_init())
+            } else {
+                None
+            }
+        }
+    }
+}
+
+/// Reads plain headers in place, from the packet's linear part.
+struct InPlace {
+    data: usize,
+    end: usize,
+}
+
+macro_rules! load {
+    ($size:literal, $type:ty, $address:expr) => {{
+        let value: u64;
+        // SAFETY: the caller has compared the address with the end of the packet. Packets are not
+        // aligned, and the compiler would read them byte by byte; the instruction is not, on every
+        // architecture with efficient unaligned access (the verifier refuses it elsewhere).
+        unsafe {
+            core::arch::asm!(
+                concat!("{value} = *(", $size, " *)({address} + 0)"),
+                address = in(reg) $address,
+                value = lateout(reg) value,
+                options(nostack, readonly),
+            );
+        }
+        (value as $type).to_ne_bytes()
+    }};
+}
+
+impl Reader for InPlace {
+    const PLAIN_ONLY: bool = true;
+
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let start = self.data + offset as usize;
+        if start + N > self.end {
+            return None;
+        }
+        let mut bytes = [0u8; N];
+        match N {
+            1 => bytes.copy_from_slice(&load!("u8", u8, start)),
+            2 => bytes.copy_from_slice(&load!("u16", u16, start)),
+            _ => {
+                let (words, _) = bytes.as_chunks_mut::<4>();
+                for (i, word) in words.iter_mut().enumerate() {
+                    *word = load!("u32", u32, start + 4 * i);
+                }
+            }
+        }
+        Some(bytes)
+    }
+}
+
+/// Parses the IP packet at `offset`, which is a constant where this is inlined. Returns zero, or the
+/// number of the reason why it cannot be read.
+#[inline(always)]
+pub fn parse(skb: &Skb, offset: u32, packet: &mut Packet) -> u8 {
+    let in_place = InPlace { data: skb.data() as usize, end: skb.data_end() as usize };
+    // The shortest IP header, compared first: a comparison for a single byte at the very start gives
+    // the verifier no range (`find_good_pkt_pointers`, kernel/bpf/verifier.c).
+    let enough = in_place.data + offset as usize + 20 <= in_place.end;
+    if enough && packet::parse_into(&in_place, offset, packet).is_ok() {
+        return 0;
+    }
+    *packet = Packet::default();
+    // Options, extension headers, headers outside the linear part, or not a packet at all.
+    #[expect(clippy::cast_possible_truncation, reason = "the number of a reason")]
+    {
+        ztseg_parse(skb.raw, offset, packet) as u8
+    }
+}
+
+/// As [`parse`] at a cgroup hook, where the data begins with the IP header, with a stack frame of its
+/// own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_parse_socket(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
+    // SAFETY: the verifier checks that the caller's packet is memory of this size.
+    let Some(packet) = (unsafe { packet.as_mut() }) else { return Reason::Malformed as u32 };
+    u32::from(parse(&Skb::new(skb), 0, packet))
+}
+
+/// Parses any packet. A global subprogram: verified once, with a stack frame of its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_parse(skb: *mut __sk_buff, offset: u32, packet: *mut Packet) -> u32 {
+    // SAFETY: the verifier checks that the caller's packet is memory of this size.
+    let Some(packet) = (unsafe { packet.as_mut() }) else { return Reason::Malformed as u32 };
+    match packet::parse_into(&Skb::new(skb), offset, packet) {
+        Ok(()) => 0,
+        Err(reason) => reason as u32,
+    }
+}
+
+/// Parses the packet that an ICMP error quotes, as [`ztseg_parse`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_parse_quoted(skb: *mut __sk_buff, offset: u32, packet: *mut Packet) -> u32 {
+    // SAFETY: the verifier checks that the caller's packet is memory of this size.
+    let Some(packet) = (unsafe { packet.as_mut() }) else { return Reason::Malformed as u32 };
+    match packet::parse_quoted(&Skb::new(skb), offset, packet) {
+        Ok(()) => 0,
+        Err(reason) => reason as u32,
+    }
+}
+
+/// A full socket.
+#[derive(Clone, Copy)]
+pub struct Sock {
+    pub raw: *mut bpf_sock,
+}
+
+/// Socket states (include/net/tcp_states.h).
+pub const ESTABLISHED: u32 = 1;
+pub const SYN_SENT: u32 = 2;
+pub const CLOSE: u32 = 7;
+pub const LISTEN: u32 = 10;
+
+/// Socket types (include/linux/net.h).
+const STREAM: u32 = 1;
+const DATAGRAM: u32 = 2;
+const RAW: u32 = 3;
+
+const AF_INET: u32 = 2;
+
+/// Reads a field of a socket with one instruction of its own: the verifier allows no arithmetic on a
+/// socket pointer, which the compiler would use to merge neighbouring reads.
+macro_rules! sock_field {
+    ($sock:expr, $size:literal, $($field:tt)+) => {{
+        sock_word!($sock, $size, core::mem::offset_of!(bpf_sock, $($field)+))
+    }};
+}
+
+/// As [`sock_field`], for a word at an offset.
+macro_rules! sock_word {
+    ($sock:expr, $offset:expr) => {
+        sock_word!($sock, "u32", $offset)
+    };
+    ($sock:expr, $size:literal, $offset:expr) => {{
+        let value: u64;
+        // SAFETY: a read of a field of a valid socket.
+        unsafe {
+            core::arch::asm!(
+                concat!("{value} = *(", $size, " *)({sk} + {offset})"),
+                sk = in(reg) $sock.raw,
+                offset = const $offset,
+                value = lateout(reg) value,
+                options(nostack, readonly),
+            );
+        }
+        value as u32
+    }};
+}
+
+impl Sock {
+    #[inline(always)]
+    fn family(&self) -> u32 {
+        sock_field!(self, "u32", family)
+    }
+
+    #[inline(always)]
+    fn type_(&self) -> u32 {
+        sock_field!(self, "u32", type_)
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> u32 {
+        sock_field!(self, "u32", protocol)
+    }
+
+    #[inline(always)]
+    pub fn state(&self) -> u32 {
+        sock_field!(self, "u32", state)
+    }
+
+    #[inline(always)]
+    pub fn is_tcp(&self) -> bool {
+        self.type_() == STREAM && self.protocol() == u32::from(ztseg_common::addr::proto::TCP)
+    }
+
+    #[inline(always)]
+    pub fn is_connected_udp(&self) -> bool {
+        self.type_() == DATAGRAM
+            && self.protocol() == u32::from(ztseg_common::addr::proto::UDP)
+            && self.state() == ESTABLISHED
+    }
+
+    /// A raw socket without a connection: what the kernel's own control sockets look like.
+    #[inline(always)]
+    pub fn is_idle_raw(&self) -> bool {
+        self.type_() == RAW && self.state() == CLOSE
+    }
+
+    /// The port that the socket is bound to.
+    #[inline(always)]
+    pub fn local_port(&self) -> Port {
+        #[expect(clippy::cast_possible_truncation, reason = "a port, in host order")]
+        Port::new(sock_field!(self, "u32", src_port) as u16)
+    }
+
+    /// The peer's port as the socket knows it.
+    #[inline(always)]
+    pub fn remote_port(&self) -> Port {
+        #[expect(clippy::cast_possible_truncation, reason = "the field is 16 bits wide")]
+        Port { octets: (sock_field!(self, "u16", dst_port) as u16).to_ne_bytes() }
+    }
+
+    /// The peer's address as the socket knows it: four words in network order.
+    #[inline(always)]
+    fn remote_words(&self) -> [u32; 4] {
+        if self.family() == AF_INET {
+            let mapped = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+            [0, 0, mapped, sock_field!(self, "u32", dst_ip4)]
+        } else {
+            const IP6: usize = core::mem::offset_of!(bpf_sock, dst_ip6);
+            [
+                sock_word!(self, IP6),
+                sock_word!(self, IP6 + 4),
+                sock_word!(self, IP6 + 8),
+                sock_word!(self, IP6 + 12),
+            ]
+        }
+    }
+
+    /// Whether the socket's peer has this address.
+    #[inline(always)]
+    pub fn has_remote(&self, addr: &Addr) -> bool {
+        let (bytes, _) = addr.octets.as_chunks::<4>();
+        let theirs = self.remote_words();
+        let differs = |i: usize| u32::from_ne_bytes(bytes[i]) ^ theirs[i];
+        differs(3) | differs(2) | differs(1) | differs(0) == 0
+    }
+
+    /// The peer's address as the socket knows it.
+    #[inline(always)]
+    pub fn remote(&self) -> Addr {
+        addr_of_words(self.remote_words())
+    }
+}
+
+/// An address from four words in network order.
+#[inline(always)]
+pub fn addr_of_words(words: [u32; 4]) -> Addr {
+    let mut octets = [0u8; 16];
+    let mut i = 0;
+    while i < 4 {
+        let bytes = words[i].to_ne_bytes();
+        octets[4 * i] = bytes[0];
+        octets[4 * i + 1] = bytes[1];
+        octets[4 * i + 2] = bytes[2];
+        octets[4 * i + 3] = bytes[3];
+        i += 1;
+    }
+    Addr { octets }
+}

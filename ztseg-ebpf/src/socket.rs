@@ -1,0 +1,290 @@
+//! The cgroup hooks. TCP and connected UDP keep their verdict in the socket.
+
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_cgroup_id, bpf_get_current_uid_gid, bpf_get_netns_cookie,
+    bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
+};
+use ztseg_common::addr::{Addr, proto};
+use ztseg_common::event::Counter;
+use ztseg_common::packet::tcp;
+use ztseg_common::state::{Role, SOCKET_CREATED, SOCKET_LISTENED, SocketState};
+use ztseg_common::value::Control;
+use ztseg_common::verdict::{Hook, Reason, Verdict};
+
+use crate::flow::Flow;
+use crate::judge::{Outcome, judge, report};
+use crate::maps::{self, SOCKETS, count};
+use crate::policy::Policy;
+use crate::skb::{LISTEN, SYN_SENT, Skb, Sock};
+use crate::{skb, table, workload};
+
+/// Index of the loopback device in every network namespace (`LOOPBACK_IFINDEX`).
+pub const LOOPBACK: u32 = 1;
+
+/// `sock_create`: who makes this socket, and where.
+#[inline(always)]
+pub fn created(sk: *mut bpf_sock) {
+    let Some(state) = SOCKETS.get(sk, true) else {
+        count(Counter::SocketsWithoutState);
+        return;
+    };
+    // SAFETY: plain helper calls; the socket is the context of this program.
+    unsafe {
+        state.cgroup = bpf_get_current_cgroup_id();
+        state.netns = bpf_get_netns_cookie(sk.cast());
+        #[expect(clippy::cast_possible_truncation, reason = "the user id is the lower half")]
+        {
+            state.uid = bpf_get_current_uid_gid() as u32;
+        }
+    }
+    state.flags = SOCKET_CREATED;
+    if let Some(control) = maps::control() {
+        let stamp = maps::stamp(control);
+        if let Some(found) = workload::of_task(control, Policy::of(stamp)) {
+            state.workload = found.key;
+            state.index = found.workload.index;
+            state.workload_stamp = stamp;
+        }
+    }
+}
+
+/// Judges a packet that a socket sends or receives.
+#[inline(always)]
+pub fn packet(skb: &Skb, hook: Hook) -> Verdict {
+    let Some(control) = maps::control() else { return Verdict::Deny };
+    let stamp = maps::stamp(control);
+    // The hook runs for full sockets only (kernel/bpf/cgroup.c, __cgroup_bpf_run_filter_skb).
+    let Some(sk) = skb.socket() else { return Verdict::Deny };
+    let outbound = matches!(hook, Hook::CgroupEgress);
+    if !sk.is_tcp() {
+        return datagram(skb, control, sk, hook, stamp);
+    }
+    if let Some(state) = SOCKETS.get(sk.raw, false) {
+        if state.stamp == stamp
+            && state.verdict == Verdict::Allow as u8
+            && state.remote_port == sk.remote_port()
+            && sk.has_remote(&state.remote)
+            && sk.state() != LISTEN
+        {
+            // A TCP socket's packets are all of one flow, and it knows its ends: nothing to parse.
+            account(state, skb, outbound);
+            return Verdict::Allow;
+        }
+    }
+    tcp_packet(skb, sk, hook, stamp)
+}
+
+#[inline(always)]
+fn account(state: &mut SocketState, skb: &Skb, outbound: bool) {
+    let bytes = u64::from(skb.len());
+    if outbound {
+        state.traffic.tx_packets += 1;
+        state.traffic.tx_bytes += bytes;
+    } else {
+        state.traffic.rx_packets += 1;
+        state.traffic.rx_bytes += bytes;
+    }
+}
+
+/// Sets the subject of a flow: the workload of the socket. False: the socket lies below no workload,
+/// which cannot be, since the cgroup root is one.
+#[inline(always)]
+fn subject(skb: &Skb, sk: Sock, flow: &mut Flow) -> bool {
+    flow.loopback = u8::from(skb.ifindex() == LOOPBACK);
+    // SAFETY: a plain helper call on the context.
+    flow.cgroup = unsafe { bpf_skb_cgroup_id(skb.raw) };
+    if let Some(state) = SOCKETS.get(sk.raw, false) {
+        #[expect(clippy::cast_possible_truncation, reason = "half of the cookie is enough here")]
+        {
+            flow.netns = state.netns as u32;
+        }
+        if state.workload_stamp == flow.stamp {
+            flow.workload = state.workload;
+            flow.scope = state.index;
+            return true;
+        }
+    }
+    if workload::ztseg_workload(skb.raw, flow) == 0 {
+        return false;
+    }
+    if let Some(state) = SOCKETS.get(sk.raw, false) {
+        state.workload = flow.workload;
+        state.index = flow.scope;
+        state.workload_stamp = flow.stamp;
+    }
+    true
+}
+
+/// Judges a TCP packet whose socket has no valid verdict.
+#[inline(never)]
+fn tcp_packet(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
+    let mut flow = Flow::new(stamp, hook);
+    if !subject(skb, sk, &mut flow) {
+        return Verdict::Deny;
+    }
+    if let Some(reason) =
+        Reason::from_u8(skb::ztseg_parse_socket(skb.raw, &raw mut flow.packet) as u8)
+    {
+        return table::unreadable(skb, &mut flow, reason);
+    }
+    flow.packet.protocol = proto::TCP;
+    let Some(state) = SOCKETS.get(sk.raw, true) else {
+        // No memory for the state (a workload can use up its own): every packet is judged.
+        count(Counter::SocketsWithoutState);
+        flow.role = role_of_packet(sk, &flow) as u8;
+        return judge::<false>(skb.raw, &mut flow).verdict();
+    };
+    let tcp_state = sk.state();
+    if tcp_state == LISTEN {
+        // A handshake: each of its packets is judged afresh. The child inherits the flag.
+        state.flags |= SOCKET_LISTENED;
+        state.stamp = 0;
+        flow.role = Role::Responder as u8;
+        flow.set_local_port(sk.local_port());
+        return judge::<false>(skb.raw, &mut flow).verdict();
+    }
+    let known = sk.has_remote(&state.remote) && state.remote_port == sk.remote_port();
+    if known && state.stamp == stamp {
+        // Denied before, by the policy that is still in force.
+        flow.keep_role(state.role);
+        flow.peer = state.peer;
+        report(skb.raw, &flow, Outcome::denied(state.reason, state.rule));
+        return Verdict::Deny;
+    }
+    if !known {
+        state.wire_remote = Addr::UNSPECIFIED;
+        state.peer = 0;
+        state.role = 0;
+    }
+    let certain = settle_role(state, tcp_state, &mut flow);
+    flow.peer = state.peer;
+    if !flow.is_initiator() {
+        flow.set_local_port(sk.local_port());
+        flow.set_remote(sk.remote(), sk.remote_port());
+    } else if flow.is_outbound() {
+        // Where this host translates after the socket, only the packets that leave show the real
+        // peer; keep it for when the flow is judged again by a packet that arrives.
+        state.wire_remote = flow.packet.dst;
+        state.wire_port = flow.packet.dst_port;
+    } else if state.wire_remote != Addr::UNSPECIFIED {
+        flow.set_remote(state.wire_remote, state.wire_port);
+    }
+    let before = flow.peer;
+    let mut outcome = judge::<false>(skb.raw, &mut flow);
+    if !certain && outcome.verdict() == Verdict::Deny {
+        flow.swap_role();
+        flow.peer = before;
+        outcome = judge::<false>(skb.raw, &mut flow);
+    }
+    let Some(state) = SOCKETS.get(sk.raw, false) else { return outcome.verdict() };
+    account(state, skb, flow.is_outbound());
+    state.role = flow.role;
+    state.peer = flow.peer;
+    state.remote = sk.remote();
+    state.remote_port = sk.remote_port();
+    state.local_port = sk.local_port();
+    state.verdict = outcome.verdict() as u8;
+    state.reason = outcome.reason();
+    state.rule = outcome.rule();
+    state.stamp = if outcome.keep() { stamp } else { 0 };
+    outcome.verdict()
+}
+
+/// Which end the socket is. False: not certain, because the socket is older than the agent.
+#[inline(always)]
+fn settle_role(state: &mut SocketState, tcp_state: u32, flow: &mut Flow) -> bool {
+    if tcp_state == SYN_SENT {
+        // It may have been a listener once.
+        state.flags &= !SOCKET_LISTENED;
+        flow.role = Role::Initiator as u8;
+        return true;
+    }
+    if state.role != 0 {
+        flow.role = state.role;
+        return true;
+    }
+    if state.flags & SOCKET_LISTENED != 0 {
+        flow.role = Role::Responder as u8;
+        return true;
+    }
+    // Made and connected under our eyes: what was accepted is marked as such.
+    flow.role = Role::Initiator as u8;
+    state.flags & SOCKET_CREATED != 0
+}
+
+/// The role without a socket state: from the packet alone.
+#[inline(always)]
+fn role_of_packet(sk: Sock, flow: &Flow) -> Role {
+    let syn = flow.packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+    match sk.state() {
+        LISTEN => Role::Responder,
+        SYN_SENT => Role::Initiator,
+        _ if syn && !flow.is_outbound() => Role::Responder,
+        _ => Role::Initiator,
+    }
+}
+
+/// Judges a packet of any socket but TCP.
+#[inline(never)]
+fn datagram(skb: &Skb, control: &Control, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
+    let mut flow = Flow::new(stamp, hook);
+    let failure = skb::parse(skb, 0, &mut flow.packet);
+    // A connected socket can still send elsewhere, so the packet's end counts.
+    let connected = flow.packet.protocol == proto::UDP && sk.is_connected_udp();
+    if connected {
+        if let Some(state) = SOCKETS.get(sk.raw, false) {
+            if state.stamp == stamp
+                && state.role != 0
+                && state.verdict == Verdict::Allow as u8
+                && state.remote_port == flow.remote_port()
+                && state.remote == *flow.remote()
+            {
+                account(state, skb, flow.is_outbound());
+                return Verdict::Allow;
+            }
+        }
+    }
+    if kernel_made(skb, sk) {
+        return Verdict::Allow;
+    }
+    if !subject(skb, sk, &mut flow) {
+        return Verdict::Deny;
+    }
+    if let Some(reason) = Reason::from_u8(failure) {
+        return table::unreadable(skb, &mut flow, reason);
+    }
+    let key = flow.key();
+    let outbound = flow.is_outbound();
+    if !connected && table::known(control, stamp, &key, outbound, flow.packet.length) {
+        return Verdict::Allow;
+    }
+    if let Some(verdict) = table::special(skb, &mut flow) {
+        return verdict;
+    }
+    if table::ztseg_table(skb.raw, &raw mut flow, &raw const key) == 0 {
+        return Verdict::Deny;
+    }
+    if connected {
+        if let Some(state) = SOCKETS.get(sk.raw, false) {
+            // The flow is in the table, with its role; this is the short way to the same verdict.
+            state.remote = *flow.remote();
+            state.remote_port = flow.remote_port();
+            state.verdict = Verdict::Allow as u8;
+            state.role = flow.role;
+            state.peer = flow.peer;
+            state.stamp = stamp;
+        }
+    }
+    Verdict::Allow
+}
+
+/// Whether the kernel made this packet itself (a reset for a closed port, an echo reply): its
+/// control sockets lie in the root cgroup and were never made by `socket(2)`.
+#[inline(always)]
+fn kernel_made(skb: &Skb, sk: Sock) -> bool {
+    sk.is_idle_raw()
+        && SOCKETS.get(sk.raw, false).is_none_or(|s| s.flags & SOCKET_CREATED == 0)
+        // SAFETY: a plain helper call on the context.
+        && unsafe { bpf_skb_ancestor_cgroup_id(skb.raw, 1) } == 0
+}

@@ -1,0 +1,165 @@
+//! Generations: a complete set of inner maps, filled beside the one in force, then switched to by
+//! one store.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use bytemuck::{NoUninit, Zeroable};
+use ztseg_common::addr::Addr;
+use ztseg_common::key::{
+    EntryKey, PORT_CHUNKS, PORT_SLOTS, PORTS_PER_CHUNK, PrefixKey, WorkloadKey,
+};
+use ztseg_common::value::{Entry, Peer, PortChunk, Rule, Subject, Workload};
+
+use super::sys::{self, MapSpec, MapType};
+use super::{Capacity, DatapathError};
+use crate::image::Image;
+
+const NO_PREALLOC: u32 = 1;
+const INNER_MAP: u32 = 1 << 12;
+
+/// The slot that no program reads.
+const GRACE_SLOT: u32 = 2;
+
+/// The outer maps, by the names they have in the kernel object.
+pub const OUTER: [&str; 7] =
+    ["WORKLOADS", "SUBJECTS", "RULES", "PORTS", "ENTRIES", "HOSTS", "PREFIXES"];
+
+/// One filled set of inner maps.
+#[derive(Debug)]
+pub struct Generation {
+    /// The inner map of workloads, which changes while the generation is in force.
+    pub workloads: OwnedFd,
+    /// The inner map of rules, whose hits are counted.
+    pub rules: OwnedFd,
+    /// How many rules there are, index zero included.
+    pub rule_count: usize,
+}
+
+/// Refuses an image that does not fit, naming what and the option that raises it.
+pub fn check_capacity(image: &Image, capacity: &Capacity) -> Result<(), DatapathError> {
+    let rows = [
+        ("verdict entries", image.entries.len(), capacity.verdicts, "verdicts"),
+        ("peer addresses", image.hosts.len() + image.prefixes.len(), capacity.peers, "peers"),
+        ("workloads", image.workloads.len(), capacity.workloads, "workloads"),
+    ];
+    for (what, needed, limit, option) in rows {
+        if needed > limit as usize {
+            return Err(DatapathError::Capacity { what, needed, limit, option });
+        }
+    }
+    Ok(())
+}
+
+/// Makes and fills the inner maps, and puts them into `slot` of the outer maps.
+///
+/// The slot must be idle: no program reads it any more.
+pub fn fill(
+    outer: &HashMap<&'static str, OwnedFd>,
+    slot: u32,
+    image: &Image,
+    workloads: &HashMap<WorkloadKey, Workload>,
+    capacity: &Capacity,
+) -> io::Result<Generation> {
+    let workload_map = hash::<WorkloadKey, Workload>("WORKLOADS", capacity.workloads, NO_PREALLOC)?;
+    fill_hash(&workload_map, workloads.iter().map(|(k, v)| (*k, *v)))?;
+
+    let subjects = array::<Subject>("SUBJECTS", &image.subjects)?;
+    let rules = array::<Rule>("RULES", &image.rules)?;
+    let ports = array::<PortChunk>("PORTS", &port_chunks(&image.ports))?;
+
+    let entries = hash::<EntryKey, Entry>("ENTRIES", size(image.entries.len()), 0)?;
+    fill_hash(&entries, image.entries.iter().map(|(k, v)| (*k, *v)))?;
+    let hosts = hash::<Addr, Peer>("HOSTS", size(image.hosts.len()), 0)?;
+    fill_hash(&hosts, image.hosts.iter().map(|(k, v)| (*k, *v)))?;
+    let prefixes = create::<PrefixKey, Peer>(
+        "PREFIXES",
+        MapType::LpmTrie,
+        size(image.prefixes.len()),
+        NO_PREALLOC,
+    )?;
+    fill_hash(&prefixes, image.prefixes.iter().map(|(k, v)| (*k, *v)))?;
+
+    let inner: [(&str, &OwnedFd); 7] = [
+        ("WORKLOADS", &workload_map),
+        ("SUBJECTS", &subjects),
+        ("RULES", &rules),
+        ("PORTS", &ports),
+        ("ENTRIES", &entries),
+        ("HOSTS", &hosts),
+        ("PREFIXES", &prefixes),
+    ];
+    // Each store waits for a grace period; side by side they wait for the same one.
+    std::thread::scope(|scope| {
+        let stores = inner.map(|(name, map)| scope.spawn(move || store(outer, name, slot, map)));
+        stores.into_iter().try_for_each(|store| {
+            store.join().unwrap_or_else(|_| Err(io::Error::other("a store panicked")))
+        })
+    })?;
+    Ok(Generation { workloads: workload_map, rules, rule_count: image.rules.len() })
+}
+
+/// Returns when no program runs any more that began before the call.
+///
+/// An update of a map of maps waits for running programs before it returns
+/// (`maybe_wait_bpf_programs`, kernel/bpf/syscall.c).
+pub fn wait_for_grace_period(
+    outer: &HashMap<&'static str, OwnedFd>,
+    any: &Generation,
+) -> io::Result<()> {
+    store(outer, "WORKLOADS", GRACE_SLOT, &any.workloads)
+}
+
+fn store(
+    outer: &HashMap<&'static str, OwnedFd>,
+    name: &str,
+    slot: u32,
+    inner: &OwnedFd,
+) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let outer = outer.get(name).ok_or(io::ErrorKind::NotFound)?;
+    sys::map_update(outer.as_fd(), &slot, &inner.as_raw_fd())
+}
+
+fn size(entries: usize) -> u32 {
+    u32::try_from(entries.max(1)).unwrap_or(u32::MAX)
+}
+
+fn create<K, V>(
+    name: &str,
+    map_type: MapType,
+    max_entries: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let (key_size, value_size) = (size_of::<K>(), size_of::<V>());
+    sys::map_create(name, &MapSpec { map_type, key_size, value_size, max_entries, flags })
+}
+
+fn hash<K, V>(name: &str, max_entries: u32, flags: u32) -> io::Result<OwnedFd> {
+    create::<K, V>(name, MapType::Hash, max_entries, flags)
+}
+
+fn fill_hash<K: NoUninit, V: NoUninit>(
+    map: &OwnedFd,
+    pairs: impl Iterator<Item = (K, V)>,
+) -> io::Result<()> {
+    let (keys, values): (Vec<K>, Vec<V>) = pairs.unzip();
+    sys::map_update_batch(map.as_fd(), &keys, &values)
+}
+
+fn array<V: NoUninit>(name: &str, values: &[V]) -> io::Result<OwnedFd> {
+    let map = create::<u32, V>(name, MapType::Array, size(values.len()), INNER_MAP)?;
+    let keys: Vec<u32> = (0..size(values.len())).take(values.len()).collect();
+    sys::map_update_batch(map.as_fd(), &keys, values)?;
+    Ok(map)
+}
+
+fn port_chunks(ports: &[u16]) -> Vec<PortChunk> {
+    debug_assert_eq!(ports.len(), PORT_SLOTS);
+    let mut chunks = vec![PortChunk::zeroed(); PORT_CHUNKS];
+    for (chunk, ports) in chunks.iter_mut().zip(ports.chunks(PORTS_PER_CHUNK)) {
+        chunk.classes[..ports.len()].copy_from_slice(ports);
+    }
+    chunks
+}

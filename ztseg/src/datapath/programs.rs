@@ -1,0 +1,303 @@
+//! The kernel programs: loading, pinning, attaching.
+//!
+//! Cgroup and TCX links are pinned, and the pin is the one reference: an agent that ends leaves
+//! them in force, and the next one swaps its programs into them without a gap. Below kernel 6.6 the
+//! interface programs are classic TC filters with a fixed priority and handle.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions};
+use aya::programs::{
+    CgroupSkb, CgroupSock, CgroupSockAddr, Program, SchedClassifier, TcAttachType, TcHandle, tc,
+};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+
+use super::generation::OUTER;
+use super::sys::{self, AttachType};
+use super::{DatapathError, InterfaceSide, Options, ProgramStatus, object};
+
+/// The programs at the cgroup root, in the order they are attached: a socket's maker is written
+/// down before its packets are judged.
+pub const CGROUP_PROGRAMS: [(&str, AttachType); 7] = [
+    ("ztseg_create", AttachType::SockCreate),
+    ("ztseg_ingress", AttachType::CgroupIngress),
+    ("ztseg_egress", AttachType::CgroupEgress),
+    ("ztseg_connect4", AttachType::Connect4),
+    ("ztseg_connect6", AttachType::Connect6),
+    ("ztseg_sendmsg4", AttachType::Sendmsg4),
+    ("ztseg_sendmsg6", AttachType::Sendmsg6),
+];
+
+/// The programs at interfaces: packets from the workload and to it, with an Ethernet header and
+/// without.
+pub const TC_PROGRAMS: [&str; 4] = ["ztseg_tc_from", "ztseg_tc_to", "ztseg_ip_from", "ztseg_ip_to"];
+
+/// The maps that outlive an agent, besides [`OUTER`].
+pub const PINNED_MAPS: [&str; 7] =
+    ["CONTROL", "FLOWS", "EVENTS", "COUNTERS", "SOCKETS", "FOLDS", "BUDGETS"];
+
+/// Priority and handle of our classic TC filters: fixed, so that the next agent finds them.
+const TC_PRIORITY: u16 = 0x5a74;
+const TC_HANDLE: u32 = 0x5a;
+
+/// Where things are pinned: `BPFFS/vN/{maps,links}`.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    /// The folder of this ABI version.
+    pub root: PathBuf,
+}
+
+impl Pins {
+    /// Below the configured folder.
+    pub fn new(bpffs: &Path) -> Self {
+        Self { root: bpffs.join(format!("v{}", ztseg_common::ABI_VERSION)) }
+    }
+
+    /// Folder of the maps.
+    pub fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    /// Folder of the links.
+    pub fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    /// The pin of an interface's link.
+    pub fn interface_link(&self, ifindex: u32, program: &str) -> PathBuf {
+        self.links().join(format!("{program}@{ifindex}"))
+    }
+}
+
+/// Loads the object: maps that are pinned are adopted, the others made and pinned; every program
+/// passes the verifier before anything is attached.
+pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, DatapathError> {
+    let bytes = object::bytes();
+    if bytes.is_empty() {
+        return Err(DatapathError::NoObject);
+    }
+    let flows = options.capacity.flows;
+    let debug = u8::from(options.debug);
+    let mut loader = EbpfLoader::new();
+    loader.map_max_entries("FLOWS", flows).override_global("DEBUG", &debug, true);
+    loader.verifier_log_level(VerifierLogLevel::STATS);
+    for name in OUTER.into_iter().chain(PINNED_MAPS) {
+        loader.map_pin_path(name, pins.maps().join(name));
+    }
+    let mut ebpf = loader.load(bytes).map_err(|e| kernel("loading the kernel object", e))?;
+    for (name, program) in ebpf.programs_mut() {
+        load_program(program).map_err(|e| kernel(&format!("loading the program {name}"), e))?;
+    }
+    Ok(ebpf)
+}
+
+fn load_program(program: &mut Program) -> anyhow::Result<()> {
+    match program {
+        Program::CgroupSkb(p) => p.load()?,
+        Program::CgroupSock(p) => p.load()?,
+        Program::CgroupSockAddr(p) => p.load()?,
+        Program::SchedClassifier(p) => p.load()?,
+        other => anyhow::bail!("unexpected program type {:?}", other.prog_type()),
+    }
+    Ok(())
+}
+
+/// An error of the kernel, or of aya on the way to it.
+pub fn kernel(doing: &str, source: impl Into<anyhow::Error>) -> DatapathError {
+    let source = source.into();
+    let denied = source.chain().any(|e| {
+        e.downcast_ref::<io::Error>()
+            .is_some_and(|e| matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)))
+    });
+    // The verifier's refusal is EACCES, too, but root gets that one.
+    if denied && !nix::unistd::geteuid().is_root() {
+        return DatapathError::NoPermission(format!("{doing}: {source:#}"));
+    }
+    DatapathError::Kernel { doing: doing.to_owned(), source }
+}
+
+/// The descriptor of a loaded program.
+pub fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> anyhow::Result<BorrowedFd<'a>> {
+    let program = ebpf.program(name).with_context(|| format!("no program {name} in the object"))?;
+    Ok(match program {
+        Program::CgroupSkb(p) => fd_of_skb(p)?,
+        Program::CgroupSock(p) => fd_of_sock(p)?,
+        Program::CgroupSockAddr(p) => fd_of_sock_addr(p)?,
+        Program::SchedClassifier(p) => p.fd()?.as_fd(),
+        other => anyhow::bail!("unexpected program type {:?}", other.prog_type()),
+    })
+}
+
+fn fd_of_skb(p: &CgroupSkb) -> anyhow::Result<BorrowedFd<'_>> {
+    Ok(p.fd()?.as_fd())
+}
+
+fn fd_of_sock(p: &CgroupSock) -> anyhow::Result<BorrowedFd<'_>> {
+    Ok(p.fd()?.as_fd())
+}
+
+fn fd_of_sock_addr(p: &CgroupSockAddr) -> anyhow::Result<BorrowedFd<'_>> {
+    Ok(p.fd()?.as_fd())
+}
+
+/// Swaps a program into the pinned link, or makes and pins a new one. True: a new one.
+fn attach_link(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach_type: AttachType,
+    pin: &Path,
+) -> io::Result<bool> {
+    match sys::open_pinned(pin) {
+        Ok(link) if sys::link_info(link.as_fd())?.prog_id != 0 => {
+            match sys::link_update(link.as_fd(), program) {
+                // The link's target is gone (an interface was removed and its index used again).
+                Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => {}
+                other => return other.map(|()| false),
+            }
+        }
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    let link = sys::link_create(program, target, attach_type)?;
+    match std::fs::remove_file(pin) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    sys::pin(link.as_fd(), pin)?;
+    Ok(true)
+}
+
+/// Attaches the cgroup programs.
+pub fn attach_cgroup(ebpf: &Ebpf, pins: &Pins, root: &Path) -> Result<(), DatapathError> {
+    let doing = |name: &str| format!("attaching {name} to the cgroup {}", root.display());
+    let folder = std::fs::File::open(root).map_err(|e| kernel(&doing("the programs"), e))?;
+    let target = u32::try_from(folder.as_raw_fd()).unwrap_or(u32::MAX);
+    for (name, attach_type) in CGROUP_PROGRAMS {
+        let program = program_fd(ebpf, name).map_err(|e| kernel(&doing(name), e))?;
+        attach_link(program, target, attach_type, &pins.links().join(name))
+            .map_err(|e| kernel(&doing(name), e))?;
+    }
+    Ok(())
+}
+
+/// Which program goes where, by the side that the workload is on.
+fn tc_hooks(side: InterfaceSide, ethernet: bool) -> [(&'static str, TcAttachType); 2] {
+    let [tc_from, tc_to, ip_from, ip_to] = TC_PROGRAMS;
+    let (from, to) = if ethernet { (tc_from, tc_to) } else { (ip_from, ip_to) };
+    match side {
+        InterfaceSide::Far => [(from, TcAttachType::Ingress), (to, TcAttachType::Egress)],
+        InterfaceSide::Host => [(to, TcAttachType::Ingress), (from, TcAttachType::Egress)],
+    }
+}
+
+/// Attaches the TC programs to an interface. True: they were not attached before.
+pub fn attach_interface(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    ifindex: u32,
+    interface: &str,
+    side: InterfaceSide,
+    ethernet: bool,
+) -> Result<bool, DatapathError> {
+    let doing = |name: &str| format!("attaching {name} to the interface {interface}");
+    let mut new = false;
+    for (name, hook) in tc_hooks(side, ethernet) {
+        new |= if has_tcx() {
+            let program = program_fd(ebpf, name).map_err(|e| kernel(&doing(name), e))?;
+            let tcx = match hook {
+                TcAttachType::Ingress => AttachType::TcxIngress,
+                _ => AttachType::TcxEgress,
+            };
+            attach_link(program, ifindex, tcx, &pins.interface_link(ifindex, name))
+                .map_err(|e| kernel(&doing(name), e))?
+        } else {
+            attach_filter(ebpf, name, interface, hook).map_err(|e| kernel(&doing(name), e))?
+        };
+    }
+    Ok(new)
+}
+
+/// TCX links came with kernel 6.6.
+pub fn has_tcx() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
+}
+
+fn attach_filter(
+    ebpf: &mut Ebpf,
+    name: &str,
+    interface: &str,
+    hook: TcAttachType,
+) -> anyhow::Result<bool> {
+    let program: &mut SchedClassifier =
+        ebpf.program_mut(name).context("not in the object")?.try_into()?;
+    // There already is one where somebody else uses it, or we did before.
+    let _ = tc::qdisc_add_clsact(interface);
+    let handle = TcHandle::from(TC_HANDLE);
+    let ours = SchedClassifierLink::attached(interface, hook, TC_PRIORITY, handle, None)?;
+    let (link, new) = match program.attach_to_link(ours) {
+        Ok(link) => (link, false),
+        Err(_) => {
+            let options = NlOptions { priority: TC_PRIORITY, handle, classid: None };
+            let options = TcAttachOptions::Netlink(options);
+            (program.attach_with_options(interface, hook, options)?, true)
+        }
+    };
+    // The filter stays when this process ends.
+    std::mem::forget(program.take_link(link)?);
+    Ok(new)
+}
+
+/// Detaches the TC programs from an interface; one that is gone is fine.
+pub fn detach_interface(pins: &Pins, ifindex: u32, interface: &str) -> io::Result<()> {
+    for name in TC_PROGRAMS {
+        remove_link(&pins.interface_link(ifindex, name))?;
+        if !has_tcx() {
+            for hook in [TcAttachType::Ingress, TcAttachType::Egress] {
+                // An interface without our filter answers with an error; so does one that is gone.
+                let _ = tc::qdisc_detach_program(interface, hook, name);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Detaches a pinned link and removes its pin. False: there was none.
+pub fn remove_link(pin: &Path) -> io::Result<bool> {
+    let link = match sys::open_pinned(pin) {
+        Ok(link) => link,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    match sys::link_detach(link.as_fd()) {
+        // Detached before: its interface or cgroup is gone.
+        Err(e) if !matches!(e.raw_os_error(), Some(libc::ENOLINK | libc::ENOENT)) => {
+            return Err(e);
+        }
+        _ => {}
+    }
+    std::fs::remove_file(pin)?;
+    Ok(true)
+}
+
+/// The programs and what the verifier saw of them.
+pub fn status(
+    ebpf: &Ebpf,
+    attached: impl Fn(&str) -> Vec<String>,
+) -> anyhow::Result<Vec<ProgramStatus>> {
+    ebpf.programs()
+        .map(|(name, program)| {
+            let info = program.info()?;
+            Ok(ProgramStatus {
+                name: name.to_owned(),
+                id: info.id(),
+                attached: attached(name),
+                verified_instructions: info.verified_instruction_count().unwrap_or(0),
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,591 @@
+//! The system calls that no crate offers: `bpf(2)` commands, the mapped control page, and three
+//! questions to the network stack. All of the agent's `unsafe` is in this file.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use bytemuck::{NoUninit, Pod, Zeroable};
+use ztseg_common::value::Control;
+
+/// Commands of `bpf(2)` (`enum bpf_cmd`, uapi/linux/bpf.h).
+#[derive(Clone, Copy)]
+#[repr(u32)]
+enum Command {
+    MapCreate = 0,
+    MapLookup = 1,
+    MapUpdate = 2,
+    MapDelete = 3,
+    ProgLoad = 5,
+    ObjPin = 6,
+    ObjGet = 7,
+    ProgTestRun = 10,
+    MapGetFdById = 14,
+    ObjGetInfoByFd = 15,
+    MapUpdateBatch = 26,
+    LinkCreate = 28,
+    LinkUpdate = 29,
+    LinkDetach = 34,
+}
+
+/// Map types (`enum bpf_map_type`).
+#[derive(Clone, Copy, Debug)]
+#[repr(u32)]
+pub enum MapType {
+    /// Hash.
+    Hash = 1,
+    /// Array.
+    Array = 2,
+    /// Longest-prefix trie.
+    LpmTrie = 11,
+}
+
+/// Attach types (`enum bpf_attach_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum AttachType {
+    /// `cgroup_skb/ingress`
+    CgroupIngress = 0,
+    /// `cgroup_skb/egress`
+    CgroupEgress = 1,
+    /// `cgroup/sock_create`
+    SockCreate = 2,
+    /// `cgroup/connect4`
+    Connect4 = 10,
+    /// `cgroup/connect6`
+    Connect6 = 11,
+    /// `cgroup/sendmsg4`
+    Sendmsg4 = 14,
+    /// `cgroup/sendmsg6`
+    Sendmsg6 = 15,
+    /// TCX ingress, kernel 6.6
+    TcxIngress = 46,
+    /// TCX egress, kernel 6.6
+    TcxEgress = 47,
+}
+
+/// Calls `bpf(2)`.
+fn bpf<T: Pod>(command: Command, attr: &mut T) -> io::Result<i32> {
+    // SAFETY: `attr` is plain data of the length that is passed; pointers inside it are set by the
+    // callers below, from slices that outlive the call. The kernel reads zeros beyond the length.
+    let ret = unsafe {
+        libc::syscall(libc::SYS_bpf, command as u32, std::ptr::from_mut(attr), size_of::<T>())
+    };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(i32::try_from(ret).unwrap_or(0)) }
+}
+
+fn bpf_fd<T: Pod>(command: Command, attr: &mut T) -> io::Result<OwnedFd> {
+    let fd = bpf(command, attr)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn fd_u32(fd: RawFd) -> u32 {
+    u32::try_from(fd).unwrap_or(u32::MAX)
+}
+
+fn address<T>(slice: &[T]) -> u64 {
+    slice.as_ptr() as u64
+}
+
+/// What to create.
+#[derive(Clone, Copy, Debug)]
+pub struct MapSpec {
+    /// Type.
+    pub map_type: MapType,
+    /// Bytes of a key.
+    pub key_size: usize,
+    /// Bytes of a value.
+    pub value_size: usize,
+    /// Entries.
+    pub max_entries: u32,
+    /// `BPF_F_*`
+    pub flags: u32,
+}
+
+/// Creates a map.
+pub fn map_create(name: &str, spec: &MapSpec) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    #[derive(Clone, Copy, Zeroable, Pod)]
+    struct Attr {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+        map_flags: u32,
+        inner_map_fd: u32,
+        numa_node: u32,
+        map_name: [u8; 16],
+    }
+    let mut attr = Attr::zeroed();
+    attr.map_type = spec.map_type as u32;
+    attr.key_size = u32::try_from(spec.key_size).unwrap_or(u32::MAX);
+    attr.value_size = u32::try_from(spec.value_size).unwrap_or(u32::MAX);
+    attr.max_entries = spec.max_entries;
+    attr.map_flags = spec.flags;
+    for (to, from) in attr.map_name.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    bpf_fd(Command::MapCreate, &mut attr)
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Zeroable, Pod)]
+struct ElementAttr {
+    map_fd: u32,
+    zero: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Sets one element.
+pub fn map_update<K: NoUninit, V: NoUninit>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    value: &V,
+) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        map_fd: fd_u32(map.as_raw_fd()),
+        zero: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value: std::ptr::from_ref(value) as u64,
+        flags: 0,
+    };
+    bpf(Command::MapUpdate, &mut attr).map(drop)
+}
+
+/// Removes one element; one that is not there is fine.
+pub fn map_delete<K: NoUninit>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        map_fd: fd_u32(map.as_raw_fd()),
+        zero: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value: 0,
+        flags: 0,
+    };
+    match bpf(Command::MapDelete, &mut attr) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Reads one element into `value`: its size must be the map's value size (for a per-CPU map times
+/// the number of possible CPUs).
+pub fn map_lookup<K: NoUninit, V: Pod>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    value: &mut [V],
+) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        map_fd: fd_u32(map.as_raw_fd()),
+        zero: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value: address(value),
+        flags: 0,
+    };
+    bpf(Command::MapLookup, &mut attr).map(drop)
+}
+
+/// Sets many elements in one call.
+pub fn map_update_batch<K: NoUninit, V: NoUninit>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> io::Result<()> {
+    #[repr(C)]
+    #[derive(Clone, Copy, Zeroable, Pod)]
+    struct Attr {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map_fd: u32,
+        elem_flags: u64,
+        flags: u64,
+    }
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let mut attr = Attr::zeroed();
+    attr.keys = address(keys);
+    attr.values = address(values);
+    attr.count = u32::try_from(keys.len().min(values.len())).unwrap_or(u32::MAX);
+    attr.map_fd = fd_u32(map.as_raw_fd());
+    bpf(Command::MapUpdateBatch, &mut attr).map(drop)
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Zeroable, Pod)]
+struct ObjectAttr {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_encoded_bytes())
+        .map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// Pins a map, program or link.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = ObjectAttr {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: fd_u32(object.as_raw_fd()),
+        file_flags: 0,
+    };
+    bpf(Command::ObjPin, &mut attr).map(drop)
+}
+
+/// Opens what is pinned at `path`.
+pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attr = ObjectAttr { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    bpf_fd(Command::ObjGet, &mut attr)
+}
+
+/// Attaches a program to a cgroup (by descriptor) or an interface (by index).
+pub fn link_create(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach_type: AttachType,
+) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    #[derive(Clone, Copy, Zeroable, Pod)]
+    struct Attr {
+        prog_fd: u32,
+        target: u32,
+        attach_type: u32,
+        flags: u32,
+        extra: [u64; 4],
+    }
+    let mut attr = Attr {
+        prog_fd: fd_u32(program.as_raw_fd()),
+        target,
+        attach_type: attach_type as u32,
+        flags: 0,
+        extra: [0; 4],
+    };
+    bpf_fd(Command::LinkCreate, &mut attr)
+}
+
+/// Replaces a link's program atomically.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = [fd_u32(link.as_raw_fd()), fd_u32(program.as_raw_fd()), 0, 0];
+    bpf(Command::LinkUpdate, &mut attr).map(drop)
+}
+
+/// Detaches a link at once, whoever else holds it.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = [fd_u32(link.as_raw_fd())];
+    bpf(Command::LinkDetach, &mut attr).map(drop)
+}
+
+/// `struct bpf_map_info`, the part that is read here.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Zeroable, Pod)]
+pub struct MapInfo {
+    /// `enum bpf_map_type`
+    pub map_type: u32,
+    /// Map id.
+    pub id: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Entries.
+    pub max_entries: u32,
+    /// `BPF_F_*`
+    pub map_flags: u32,
+}
+
+/// Opens a map by its id.
+pub fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = [id, 0, 0];
+    bpf_fd(Command::MapGetFdById, &mut attr)
+}
+
+/// `struct bpf_link_info`, the part that is read here.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Zeroable, Pod)]
+pub struct LinkInfo {
+    /// `enum bpf_link_type`
+    pub link_type: u32,
+    /// Link id.
+    pub id: u32,
+    /// Id of its program; zero once it is detached.
+    pub prog_id: u32,
+    zero: u32,
+    /// By link type: for a cgroup its id, for TCX the interface index (low half).
+    pub target: u64,
+}
+
+fn info<T: Pod>(object: BorrowedFd<'_>) -> io::Result<T> {
+    #[repr(C)]
+    #[derive(Clone, Copy, Zeroable, Pod)]
+    struct Attr {
+        bpf_fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    let mut info = T::zeroed();
+    let mut attr = Attr {
+        bpf_fd: fd_u32(object.as_raw_fd()),
+        info_len: u32::try_from(size_of::<T>()).unwrap_or(0),
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    bpf(Command::ObjGetInfoByFd, &mut attr)?;
+    Ok(info)
+}
+
+/// Asks the kernel about a map.
+pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    info(map)
+}
+
+/// Asks the kernel about a link.
+pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    info(link)
+}
+
+/// The result of a test run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TestRun {
+    /// The program's return value.
+    pub value: u32,
+    /// Mean duration of one run in nanoseconds.
+    pub nanoseconds: u32,
+}
+
+/// Runs a program on a packet (`BPF_PROG_TEST_RUN`). `context` is a `struct __sk_buff`, or empty.
+pub fn test_run(
+    program: BorrowedFd<'_>,
+    packet: &[u8],
+    context: &[u8],
+    repeat: u32,
+) -> io::Result<TestRun> {
+    #[repr(C)]
+    #[derive(Clone, Copy, Zeroable, Pod)]
+    struct Attr {
+        prog_fd: u32,
+        retval: u32,
+        data_size_in: u32,
+        data_size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+        ctx_size_in: u32,
+        ctx_size_out: u32,
+        ctx_in: u64,
+        ctx_out: u64,
+    }
+    let mut attr = Attr::zeroed();
+    attr.prog_fd = fd_u32(program.as_raw_fd());
+    attr.data_size_in = u32::try_from(packet.len()).unwrap_or(u32::MAX);
+    attr.data_in = address(packet);
+    attr.repeat = repeat;
+    if !context.is_empty() {
+        attr.ctx_size_in = u32::try_from(context.len()).unwrap_or(u32::MAX);
+        attr.ctx_in = address(context);
+    }
+    bpf(Command::ProgTestRun, &mut attr)?;
+    Ok(TestRun { value: attr.retval, nanoseconds: attr.duration })
+}
+
+/// Loads a classifier from instructions (`struct bpf_insn`), for questions that only a program can
+/// ask.
+pub fn load_classifier(instructions: &[u64]) -> io::Result<OwnedFd> {
+    const SCHED_CLS: u32 = 3;
+    #[repr(C)]
+    #[derive(Clone, Copy, Zeroable, Pod)]
+    struct Attr {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buf: u64,
+    }
+    let mut attr = Attr::zeroed();
+    attr.prog_type = SCHED_CLS;
+    attr.insn_cnt = u32::try_from(instructions.len()).unwrap_or(u32::MAX);
+    attr.insns = address(instructions);
+    attr.license = c"GPL".as_ptr() as u64;
+    bpf_fd(Command::ProgLoad, &mut attr)
+}
+
+/// The control word of the programs, mapped: its fields are stored word by word, so that no program
+/// ever reads half of one.
+#[derive(Debug)]
+pub struct ControlPage {
+    page: NonNull<Control>,
+}
+
+// SAFETY: the page is shared memory; every access goes through atomics.
+unsafe impl Send for ControlPage {}
+// SAFETY: as above.
+unsafe impl Sync for ControlPage {}
+
+const PAGE: usize = 4096;
+
+impl ControlPage {
+    /// Maps an array map that was made with `BPF_F_MMAPABLE`.
+    pub fn map(map: BorrowedFd<'_>) -> io::Result<Self> {
+        // SAFETY: a fresh shared mapping of the map's only page.
+        let page = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                PAGE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        if page == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(page.cast()).map(|page| Self { page }).ok_or_else(io::Error::last_os_error)
+    }
+
+    fn word(&self, offset: usize) -> &AtomicU64 {
+        debug_assert!(offset.is_multiple_of(8) && offset < size_of::<Control>());
+        // SAFETY: inside the mapped page, aligned, and only ever accessed atomically here.
+        unsafe { AtomicU64::from_ptr(self.page.as_ptr().cast::<u8>().add(offset).cast()) }
+    }
+
+    fn half(&self, offset: usize) -> &AtomicU32 {
+        debug_assert!(offset.is_multiple_of(4) && offset < size_of::<Control>());
+        // SAFETY: as above.
+        unsafe { AtomicU32::from_ptr(self.page.as_ptr().cast::<u8>().add(offset).cast()) }
+    }
+
+    /// [`Control::stamp`]
+    pub fn stamp(&self) -> &AtomicU64 {
+        self.word(std::mem::offset_of!(Control, stamp))
+    }
+
+    /// [`Control::netns`]
+    pub fn netns(&self) -> &AtomicU64 {
+        self.word(std::mem::offset_of!(Control, netns))
+    }
+
+    /// [`Control::adopt_until`]
+    pub fn adopt_until(&self) -> &AtomicU64 {
+        self.word(std::mem::offset_of!(Control, adopt_until))
+    }
+
+    /// [`Control::levels`]
+    pub fn levels(&self) -> &AtomicU32 {
+        self.half(std::mem::offset_of!(Control, levels))
+    }
+
+    /// [`Control::flags`]
+    pub fn flags(&self) -> &AtomicU32 {
+        self.half(std::mem::offset_of!(Control, flags))
+    }
+
+    /// [`Control::hz`]
+    pub fn hz(&self) -> &AtomicU32 {
+        self.half(std::mem::offset_of!(Control, hz))
+    }
+
+    /// [`Control::event_budget`]
+    pub fn event_budget(&self) -> &AtomicU32 {
+        self.half(std::mem::offset_of!(Control, event_budget))
+    }
+
+    /// A copy of everything.
+    pub fn read(&self) -> Control {
+        Control {
+            stamp: self.stamp().load(Ordering::Acquire),
+            levels: self.levels().load(Ordering::Relaxed),
+            flags: self.flags().load(Ordering::Relaxed),
+            netns: self.netns().load(Ordering::Relaxed),
+            adopt_until: self.adopt_until().load(Ordering::Relaxed),
+            hz: self.hz().load(Ordering::Relaxed),
+            event_budget: self.event_budget().load(Ordering::Relaxed),
+            ..Control::default()
+        }
+    }
+}
+
+impl Drop for ControlPage {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `map` made; nothing refers to it any more.
+        unsafe { libc::munmap(self.page.as_ptr().cast(), PAGE) };
+    }
+}
+
+fn datagram_socket() -> io::Result<OwnedFd> {
+    // SAFETY: a plain system call; the result is checked.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: made by the call above, owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The cookie of this process' network namespace (`SO_NETNS_COOKIE`, kernel 5.14).
+pub fn netns_cookie() -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = datagram_socket()?;
+    let mut cookie = 0u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(8);
+    // SAFETY: the buffer has the length that is passed.
+    let ret = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// Whether packets on an interface begin with an Ethernet header (`ARPHRD_ETHER`, and loopback,
+/// which has one, too).
+pub fn has_ethernet_header(interface: &str) -> io::Result<bool> {
+    let socket = datagram_socket()?;
+    // SAFETY: an all-zero `ifreq` is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().take(15).zip(interface.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    // SAFETY: the request is initialised and its name is terminated.
+    let ret = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) };
+    if ret < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the ioctl filled this member of the union.
+    let kind = unsafe { request.ifr_ifru.ifru_hwaddr.sa_family };
+    Ok(matches!(kind, libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK))
+}
+
+/// Locks a folder against a second agent, until the descriptor is closed.
+pub fn lock_folder(folder: &std::fs::File) -> io::Result<()> {
+    // SAFETY: a plain system call on a descriptor that is open.
+    let ret = unsafe { libc::flock(folder.as_fd().as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Nanoseconds since boot, suspended time included (`CLOCK_BOOTTIME`).
+pub fn boot_time_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the buffer is valid; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
