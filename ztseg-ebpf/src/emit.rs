@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::{
 };
 use ztseg_common::event::{Counter, EVENT_VERSION, Event, EventKind};
 use ztseg_common::value::{Control, generation};
-use ztseg_common::verdict::{Direction, Hook, Verdict};
+use ztseg_common::verdict::{Direction, Verdict};
 
 use crate::flow::Flow;
 use crate::judge::Outcome;
@@ -26,10 +26,23 @@ const AVAIL_DATA: u64 = 0;
 /// The reader polls; it is woken only when this much waits for it.
 const WAKEUP_BYTES: u64 = 1 << 18;
 
-/// Counts an outcome and reports it where it is to be reported.
+/// Counts the outcome for a packet, and reports it where it is to be reported.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn ztseg_report(flow: *const Flow, outcome: u64) -> u32 {
+    count_and_report::<false>(flow, outcome)
+}
+
+/// As [`ztseg_report`], for a system call: the current process is the one that asks. (Programs that
+/// see packets may not ask for its name before kernel 6.18, and it would be any process.)
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_report_call(flow: *const Flow, outcome: u64) -> u32 {
+    count_and_report::<true>(flow, outcome)
+}
+
+#[inline(always)]
+fn count_and_report<const CALL: bool>(flow: *const Flow, outcome: u64) -> u32 {
     // SAFETY: the verifier checks that the caller's flow is memory of this size.
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
     let Some(control) = control() else { return 0 };
@@ -61,13 +74,13 @@ pub extern "C" fn ztseg_report(flow: *const Flow, outcome: u64) -> u32 {
             }
         }
     };
-    report(control, flow, kind, outcome);
+    report::<CALL>(control, flow, kind, outcome);
     1
 }
 
 /// Writes a record, or folds it.
 #[inline(always)]
-fn report(control: &Control, flow: &Flow, kind: EventKind, outcome: Outcome) {
+fn report<const CALL: bool>(control: &Control, flow: &Flow, kind: EventKind, outcome: Outcome) {
     let (reason, rule) = (outcome.reason(), outcome.rule());
     // SAFETY: plain helper calls.
     let window = (unsafe { bpf_ktime_get_coarse_ns() } >> WINDOW_SHIFT) as u32;
@@ -128,8 +141,7 @@ fn report(control: &Control, flow: &Flow, kind: EventKind, outcome: Outcome) {
     event.local_port = flow.local_port();
     event.remote_port = flow.remote_port();
     event.subject = flow.subject;
-    // At the system calls, the current process is the one that asks.
-    if flow.hook <= Hook::Sendmsg6 as u8 {
+    if CALL {
         // SAFETY: the buffer has 16 bytes.
         unsafe {
             event.pid = (bpf_get_current_pid_tgid() >> 32) as u32;

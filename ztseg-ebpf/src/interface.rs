@@ -53,10 +53,7 @@ pub fn packet(skb: &Skb, hook: Hook, link_header: u32) -> Verdict {
     if let Some(verdict) = table::special(skb, &mut flow) {
         return verdict;
     }
-    match table::ztseg_interface_table(skb.raw, &raw mut flow, &raw const key) {
-        0 => Verdict::Deny,
-        _ => Verdict::Allow,
-    }
+    table::packet::<true>(skb.raw, &mut flow, &key)
 }
 
 /// The Ethernet type, host order; of the outermost tag that is still in the packet.

@@ -29,13 +29,15 @@ impl Policy {
     /// What the policy knows of an address: the exact host, else the longest prefix.
     #[inline(always)]
     pub fn peer(self, addr: &Addr) -> Peer {
+        // A key must lie on the stack: kernels before 6.2 take none from a subprogram's argument.
+        let addr = *addr;
         if let Some(hosts) = HOSTS.get(self.slot) {
             // SAFETY: as above.
-            if let Some(peer) = unsafe { hosts.get(addr) } {
+            if let Some(peer) = unsafe { hosts.get(&addr) } {
                 return *peer;
             }
         }
-        let key = TrieKey::new(128, *addr);
+        let key = TrieKey::new(128, addr);
         match PREFIXES.get(self.slot).and_then(|trie| trie.get(&key)) {
             Some(peer) => *peer,
             None => Peer::UNKNOWN,

@@ -262,7 +262,7 @@ fn datagram(skb: &Skb, control: &Control, sk: Sock, hook: Hook, stamp: u64) -> V
     if let Some(verdict) = table::special(skb, &mut flow) {
         return verdict;
     }
-    if table::ztseg_table(skb.raw, &raw mut flow, &raw const key) == 0 {
+    if table::packet::<false>(skb.raw, &mut flow, &key) == Verdict::Deny {
         return Verdict::Deny;
     }
     if connected {

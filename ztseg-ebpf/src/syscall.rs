@@ -13,7 +13,7 @@ use ztseg_common::state::SOCKET_CREATED;
 use ztseg_common::value::CONTROL_EARLY_ANSWER;
 use ztseg_common::verdict::{Hook, Verdict};
 
-use crate::emit::ztseg_report;
+use crate::emit::ztseg_report_call;
 use crate::flow::Flow;
 use crate::judge::{Outcome, ztseg_decide};
 use crate::maps::{self, SOCKETS};
@@ -89,7 +89,7 @@ pub fn early_answer(ctx: *mut bpf_sock_addr, hook: Hook) -> Verdict {
     flow.loopback = u8::from(remote.is_loopback());
     let denial = certain_denial(ctx, &mut flow);
     if denial != 0 {
-        ztseg_report(&flow, denial);
+        ztseg_report_call(&flow, denial);
         return Verdict::Deny;
     }
     if sending {

@@ -54,31 +54,19 @@ pub fn account(traffic: &mut Traffic, outbound: bool, bytes: u16) {
     }
 }
 
-/// Judges a packet of a cgroup workload that has no valid verdict, and keeps what may be kept. The
-/// flow has its subject and its packet; the role that it turns out to have is set in it. Returns
-/// one where the packet passes.
-#[unsafe(no_mangle)]
+/// Judges a packet that has no valid verdict, and keeps what may be kept. The flow has its subject
+/// and its packet; the role that it turns out to have is set in it. `INTERFACE` says what kind of
+/// workload it is.
+///
+/// Not a global subprogram, as those below: kernels before 6.2 take no map key from an argument of
+/// one, and `key` must be on the caller's stack.
 #[inline(never)]
-pub extern "C" fn ztseg_table(skb: *mut __sk_buff, flow: *mut Flow, key: *const FlowKey) -> u32 {
-    packet::<false>(skb, flow, key)
-}
-
-/// As [`ztseg_table`], for interface workloads.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn ztseg_interface_table(
+pub fn packet<const INTERFACE: bool>(
     skb: *mut __sk_buff,
-    flow: *mut Flow,
-    key: *const FlowKey,
-) -> u32 {
-    packet::<true>(skb, flow, key)
-}
-
-#[inline(always)]
-fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: *mut Flow, key: *const FlowKey) -> u32 {
-    // SAFETY: the verifier checks that the caller's flow and key are memory of their sizes.
-    let (Some(flow), Some(key)) = (unsafe { (flow.as_mut(), key.as_ref()) }) else { return 0 };
-    let Some(control) = control() else { return 0 };
+    flow: &mut Flow,
+    key: &FlowKey,
+) -> Verdict {
+    let Some(control) = control() else { return Verdict::Deny };
     // SAFETY: a plain helper call.
     if let Some(state) = fresh(key, control, unsafe { bpf_jiffies64() }) {
         flow.keep_role(state.role);
@@ -92,8 +80,8 @@ fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: *mut Flow, key: *con
         flow.peer = before;
         outcome = judge::<INTERFACE>(skb, flow);
     }
-    ztseg_keep(flow, key, outcome.bits());
-    u32::from(outcome.verdict() == Verdict::Allow)
+    keep(flow, key, outcome);
+    outcome.verdict()
 }
 
 /// Whether a packet needs no verdict by rules, and what it is then.
@@ -114,17 +102,8 @@ pub fn special(skb: &Skb, flow: &mut Flow) -> Option<Verdict> {
 const ICMP_HEADER: u32 = 8;
 
 /// Keeps a verdict that may be kept, and forgets a flow that is denied.
-#[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn ztseg_keep(flow: *const Flow, key: *const FlowKey, outcome: u64) -> u32 {
-    // SAFETY: the verifier checks that the caller's flow and key are memory of their sizes.
-    let (Some(flow), Some(key)) = (unsafe { (flow.as_ref(), key.as_ref()) }) else { return 0 };
-    keep(key, flow, Outcome::from_bits(outcome));
-    1
-}
-
-#[inline(always)]
-fn keep(key: &FlowKey, flow: &Flow, outcome: Outcome) {
+fn keep(flow: &Flow, key: &FlowKey, outcome: Outcome) {
     let bytes = flow.packet.length;
     if outcome.verdict() == Verdict::Deny {
         // A flow that was allowed under an older policy must not be found again.

@@ -2,9 +2,10 @@
 //! one store.
 
 use std::collections::HashMap;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
+use anyhow::Context as _;
 use bytemuck::{NoUninit, Zeroable};
 use ztseg_common::addr::Addr;
 use ztseg_common::key::{
@@ -37,6 +38,41 @@ pub struct Generation {
     pub rule_count: usize,
 }
 
+/// Makes and pins the outer maps that are not there yet.
+///
+/// Kernel 6.1 takes an inner map only if it has BTF where the first one had, and not if the first one
+/// had none (`timer_off` in `bpf_map_meta_equal`). So they are made here, without, before the object
+/// is loaded, which then adopts them.
+pub fn create_outer(maps: &Path) -> anyhow::Result<()> {
+    let first: [(&str, fn(&str) -> anyhow::Result<OwnedFd>); 7] = [
+        ("WORKLOADS", |name| hash::<WorkloadKey, Workload>(name, 1, NO_PREALLOC)),
+        ("SUBJECTS", |name| create::<u32, Subject>(name, MapType::Array, 1, INNER_MAP)),
+        ("RULES", |name| create::<u32, Rule>(name, MapType::Array, 1, INNER_MAP)),
+        ("PORTS", |name| create::<u32, PortChunk>(name, MapType::Array, 1, INNER_MAP)),
+        ("ENTRIES", |name| hash::<EntryKey, Entry>(name, 1, 0)),
+        ("HOSTS", |name| hash::<Addr, Peer>(name, 1, 0)),
+        ("PREFIXES", |name| create::<PrefixKey, Peer>(name, MapType::LpmTrie, 1, NO_PREALLOC)),
+    ];
+    for (name, inner) in first {
+        let pin = maps.join(name);
+        if pin.exists() {
+            continue;
+        }
+        let spec = MapSpec {
+            map_type: MapType::ArrayOfMaps,
+            key_size: size_of::<u32>(),
+            value_size: size_of::<u32>(),
+            max_entries: GRACE_SLOT + 1,
+            flags: 0,
+        };
+        let inner = inner(name)?;
+        let outer = sys::map_create(name, &spec, Some(inner.as_fd()))
+            .with_context(|| format!("creating the map of maps {name}"))?;
+        sys::pin(outer.as_fd(), &pin).with_context(|| format!("pinning {}", pin.display()))?;
+    }
+    Ok(())
+}
+
 /// Refuses an image that does not fit, naming what and the option that raises it.
 pub fn check_capacity(image: &Image, capacity: &Capacity) -> Result<(), DatapathError> {
     let rows = [
@@ -61,25 +97,25 @@ pub fn fill(
     image: &Image,
     workloads: &HashMap<WorkloadKey, Workload>,
     capacity: &Capacity,
-) -> io::Result<Generation> {
+) -> anyhow::Result<Generation> {
     let workload_map = hash::<WorkloadKey, Workload>("WORKLOADS", capacity.workloads, NO_PREALLOC)?;
-    fill_hash(&workload_map, workloads.iter().map(|(k, v)| (*k, *v)))?;
+    fill_hash(&workload_map, "WORKLOADS", workloads.iter().map(|(k, v)| (*k, *v)))?;
 
     let subjects = array::<Subject>("SUBJECTS", &image.subjects)?;
     let rules = array::<Rule>("RULES", &image.rules)?;
     let ports = array::<PortChunk>("PORTS", &port_chunks(&image.ports))?;
 
     let entries = hash::<EntryKey, Entry>("ENTRIES", size(image.entries.len()), 0)?;
-    fill_hash(&entries, image.entries.iter().map(|(k, v)| (*k, *v)))?;
+    fill_hash(&entries, "ENTRIES", image.entries.iter().map(|(k, v)| (*k, *v)))?;
     let hosts = hash::<Addr, Peer>("HOSTS", size(image.hosts.len()), 0)?;
-    fill_hash(&hosts, image.hosts.iter().map(|(k, v)| (*k, *v)))?;
+    fill_hash(&hosts, "HOSTS", image.hosts.iter().map(|(k, v)| (*k, *v)))?;
     let prefixes = create::<PrefixKey, Peer>(
         "PREFIXES",
         MapType::LpmTrie,
         size(image.prefixes.len()),
         NO_PREALLOC,
     )?;
-    fill_hash(&prefixes, image.prefixes.iter().map(|(k, v)| (*k, *v)))?;
+    fill_hash(&prefixes, "PREFIXES", image.prefixes.iter().map(|(k, v)| (*k, *v)))?;
 
     let inner: [(&str, &OwnedFd); 7] = [
         ("WORKLOADS", &workload_map),
@@ -94,7 +130,7 @@ pub fn fill(
     std::thread::scope(|scope| {
         let stores = inner.map(|(name, map)| scope.spawn(move || store(outer, name, slot, map)));
         stores.into_iter().try_for_each(|store| {
-            store.join().unwrap_or_else(|_| Err(io::Error::other("a store panicked")))
+            store.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a store panicked")))
         })
     })?;
     Ok(Generation { workloads: workload_map, rules, rule_count: image.rules.len() })
@@ -107,7 +143,7 @@ pub fn fill(
 pub fn wait_for_grace_period(
     outer: &HashMap<&'static str, OwnedFd>,
     any: &Generation,
-) -> io::Result<()> {
+) -> anyhow::Result<()> {
     store(outer, "WORKLOADS", GRACE_SLOT, &any.workloads)
 }
 
@@ -116,10 +152,10 @@ fn store(
     name: &str,
     slot: u32,
     inner: &OwnedFd,
-) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
-    let outer = outer.get(name).ok_or(io::ErrorKind::NotFound)?;
+) -> anyhow::Result<()> {
+    let outer = outer.get(name).with_context(|| format!("no outer map {name}"))?;
     sys::map_update(outer.as_fd(), &slot, &inner.as_raw_fd())
+        .with_context(|| format!("storing the map {name} in slot {slot}"))
 }
 
 fn size(entries: usize) -> u32 {
@@ -131,27 +167,31 @@ fn create<K, V>(
     map_type: MapType,
     max_entries: u32,
     flags: u32,
-) -> io::Result<OwnedFd> {
+) -> anyhow::Result<OwnedFd> {
     let (key_size, value_size) = (size_of::<K>(), size_of::<V>());
-    sys::map_create(name, &MapSpec { map_type, key_size, value_size, max_entries, flags })
+    sys::map_create(name, &MapSpec { map_type, key_size, value_size, max_entries, flags }, None)
+        .with_context(|| format!("creating the map {name} with {max_entries} entries"))
 }
 
-fn hash<K, V>(name: &str, max_entries: u32, flags: u32) -> io::Result<OwnedFd> {
+fn hash<K, V>(name: &str, max_entries: u32, flags: u32) -> anyhow::Result<OwnedFd> {
     create::<K, V>(name, MapType::Hash, max_entries, flags)
 }
 
 fn fill_hash<K: NoUninit, V: NoUninit>(
     map: &OwnedFd,
+    name: &str,
     pairs: impl Iterator<Item = (K, V)>,
-) -> io::Result<()> {
+) -> anyhow::Result<()> {
     let (keys, values): (Vec<K>, Vec<V>) = pairs.unzip();
     sys::map_update_batch(map.as_fd(), &keys, &values)
+        .with_context(|| format!("filling the map {name} with {} entries", keys.len()))
 }
 
-fn array<V: NoUninit>(name: &str, values: &[V]) -> io::Result<OwnedFd> {
+fn array<V: NoUninit>(name: &str, values: &[V]) -> anyhow::Result<OwnedFd> {
     let map = create::<u32, V>(name, MapType::Array, size(values.len()), INNER_MAP)?;
     let keys: Vec<u32> = (0..size(values.len())).take(values.len()).collect();
-    sys::map_update_batch(map.as_fd(), &keys, values)?;
+    sys::map_update_batch(map.as_fd(), &keys, values)
+        .with_context(|| format!("filling the map {name} with {} entries", keys.len()))?;
     Ok(map)
 }
 

@@ -16,7 +16,7 @@ use aya::programs::{
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 
-use super::generation::OUTER;
+use super::generation::{self, OUTER};
 use super::sys::{self, AttachType};
 use super::{DatapathError, InterfaceSide, Options, ProgramStatus, object};
 
@@ -80,6 +80,7 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, DatapathError> {
     if bytes.is_empty() {
         return Err(DatapathError::NoObject);
     }
+    generation::create_outer(&pins.maps()).map_err(|e| kernel("making the maps of maps", e))?;
     let flows = options.capacity.flows;
     let debug = u8::from(options.debug);
     let mut loader = EbpfLoader::new();

@@ -42,6 +42,8 @@ pub enum MapType {
     Array = 2,
     /// Longest-prefix trie.
     LpmTrie = 11,
+    /// Array of maps.
+    ArrayOfMaps = 12,
 }
 
 /// Attach types (`enum bpf_attach_type`).
@@ -107,8 +109,12 @@ pub struct MapSpec {
     pub flags: u32,
 }
 
-/// Creates a map.
-pub fn map_create(name: &str, spec: &MapSpec) -> io::Result<OwnedFd> {
+/// Creates a map, without BTF. A map of maps takes its inner maps' layout from `inner`.
+pub fn map_create(
+    name: &str,
+    spec: &MapSpec,
+    inner: Option<BorrowedFd<'_>>,
+) -> io::Result<OwnedFd> {
     #[repr(C)]
     #[derive(Clone, Copy, Zeroable, Pod)]
     struct Attr {
@@ -127,6 +133,7 @@ pub fn map_create(name: &str, spec: &MapSpec) -> io::Result<OwnedFd> {
     attr.value_size = u32::try_from(spec.value_size).unwrap_or(u32::MAX);
     attr.max_entries = spec.max_entries;
     attr.map_flags = spec.flags;
+    attr.inner_map_fd = inner.map_or(0, |fd| fd_u32(fd.as_raw_fd()));
     for (to, from) in attr.map_name.iter_mut().take(15).zip(name.bytes()) {
         *to = from;
     }
