@@ -6,6 +6,7 @@
 //! the same time, and outside a virtual machine on somebody's real system.
 
 mod environment;
+mod programs;
 mod toolchain;
 mod worlds;
 
@@ -27,7 +28,12 @@ fn main() -> ExitCode {
     if !arguments.list {
         println!("{}", environment.describe());
     }
-    let tests: Vec<(&str, Body)> = [toolchain::TESTS, worlds::TESTS].concat();
+    let tests: Vec<(&str, Body)> = [
+        toolchain::TESTS,
+        programs::TESTS,
+        worlds::TESTS,
+    ]
+    .concat();
     let trials = tests.into_iter().map(|(name, body)| trial(name, body, &environment)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

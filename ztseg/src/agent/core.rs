@@ -370,15 +370,17 @@ impl<E: Enforcer> Core<E> {
     pub fn drain(&mut self) {
         let clocks = clocks();
         let Self { enforcer, names, events, undecodable, .. } = self;
-        enforcer.drain_events(&mut |event| match decode(event) {
+        let mut unreadable = 0;
+        let unknown = enforcer.drain_events(&mut |event| match decode(event) {
             Ok(record) => events.publish(enrich(&record, names, &clocks)),
             Err(e) => {
-                if *undecodable == 0 {
+                if *undecodable + unreadable == 0 {
                     tracing::error!("{e}; further ones are only counted (`ztseg status`)");
                 }
-                *undecodable += 1;
+                unreadable += 1;
             }
         });
+        *undecodable += unreadable + unknown;
     }
 
     /// The datapath's event descriptor.

@@ -31,7 +31,7 @@ pub trait Enforcer: Sized {
         workload: Workload,
     ) -> Result<(), DatapathError>;
     fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError>;
-    fn drain_events(&mut self, each: &mut dyn FnMut(&Event));
+    fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64;
     fn event_fd(&self) -> Result<OwnedFd, DatapathError>;
     fn counters(&self) -> Result<BTreeMap<Counter, u64>, DatapathError>;
     fn programs(&self) -> Result<Vec<ProgramStatus>, DatapathError>;
@@ -75,8 +75,8 @@ impl Enforcer for Datapath {
         Self::remove_workload(self, key)
     }
 
-    fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) {
-        Self::drain_events(self, each);
+    fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64 {
+        Self::drain_events(self, each)
     }
 
     fn event_fd(&self) -> Result<OwnedFd, DatapathError> {
@@ -97,9 +97,8 @@ impl Enforcer for Datapath {
 
     fn detach(self, options: &Options) -> Result<Vec<String>, DatapathError> {
         // Its descriptors are closed before the pins go.
-        {
-            let _gone = self;
-        }
+        let close = |_: Self| ();
+        close(self);
         Self::detach_all(options)
     }
 }

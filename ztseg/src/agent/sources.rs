@@ -51,15 +51,21 @@ pub fn read(paths: &[PathBuf], optional: &[PathBuf]) -> Result<PolicyFiles, Stri
     let mut seen = std::collections::HashSet::new();
     files.retain(|file| seen.insert(file.clone()));
     for file in files {
-        match read_file(&file) {
-            Ok(text) => {
-                let name = file.to_string_lossy().as_ref().into();
-                found.sources.push(Source { name, text: text.into() });
-            }
-            Err(e) => errors.push(format!("{}: {}", file.display(), reason(&e))),
+        match read_one(&file) {
+            Ok(source) => found.sources.push(source),
+            Err(text) => errors.push(text),
         }
     }
     if errors.is_empty() { Ok(found) } else { Err(errors.join("\n")) }
+}
+
+/// Reads one file.
+///
+/// # Errors
+/// Why it cannot be read, with its name.
+pub fn read_one(file: &Path) -> Result<Source, String> {
+    let text = read_file(file).map_err(|e| format!("{}: {}", file.display(), reason(&e)))?;
+    Ok(Source { name: file.to_string_lossy().as_ref().into(), text: text.into() })
 }
 
 fn reason(error: &io::Error) -> String {

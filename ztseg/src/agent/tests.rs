@@ -222,12 +222,13 @@ fn events_get_their_names_and_what_cannot_be_read_is_counted() {
     (event.workload, event.subject, event.generation) = (3, classes.subject, 1);
     fake.push(event);
     fake.push(Event::default());
+    fake.unreadable(2);
     core.drain();
     let (last, _) = core.events.read(10);
     assert_eq!(last.len(), 1);
     assert_eq!(last[0].workload, "/shop/web");
     assert!(last[0].isolated_by.contains(&"web".to_owned()), "{:?}", last[0]);
-    assert_eq!(core.status().events_undecodable, 1);
+    assert_eq!(core.status().events_undecodable, 3);
 }
 
 #[test]

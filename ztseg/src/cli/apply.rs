@@ -22,7 +22,7 @@ impl Apply {
         let request = if self.files.is_empty() {
             None
         } else {
-            let sources = settings::policies(&self.files)?.into_iter();
+            let sources = settings::policies(&self.files, &[])?.into_iter();
             let file = |s: crate::policy::source::Source| PolicyFile {
                 name: s.name.to_string(),
                 text: s.text.to_string(),

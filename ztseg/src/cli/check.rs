@@ -8,6 +8,7 @@ use ztseg_common::verdict::Reason;
 
 use super::{Failure, output, settings};
 use crate::check::{Answer, Because, End, run_tests};
+use crate::config::Config;
 use crate::image::Image;
 use crate::judge::{self, EndJudgement, Flow, judge};
 use crate::policy::compile::compile;
@@ -29,8 +30,11 @@ pub(super) struct Check {
 impl Check {
     pub(super) fn execute(self) -> Result<(), Failure> {
         let config = settings::config(self.config.as_deref())?;
-        let paths = if self.files.is_empty() { &config.policies } else { &self.files };
-        let sources = settings::policies(paths)?;
+        let sources = if self.files.is_empty() {
+            settings::policies(&config.policies, &Config::default().policies)?
+        } else {
+            settings::policies(&self.files, &[])?
+        };
         let loaded = load(&sources).map_err(|e| Failure::input(e.render(output::color())))?;
         let resolved = &loaded.resolved;
         compile(resolved, &[], &config.capacity).map_err(|e| Failure::input(e.to_string()))?;

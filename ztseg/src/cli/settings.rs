@@ -13,16 +13,13 @@ pub(super) fn config(named: Option<&Path>) -> Result<Config, Failure> {
     if named.is_none() && !path.exists() {
         return Ok(Config::default());
     }
-    let files = sources::read(&[path.to_owned()], &[]).map_err(Failure::input)?;
-    let Some(source) = files.sources.first() else {
-        return Err(Failure::input(format!("{} is a folder, not a file", path.display())));
-    };
-    Config::from_yaml(source).map_err(|e| Failure::input(e.render(output::color())))
+    let source = sources::read_one(path).map_err(Failure::input)?;
+    Config::from_yaml(&source).map_err(|e| Failure::input(e.render(output::color())))
 }
 
-/// Reads policy files and folders that must be there.
-pub(super) fn policies(paths: &[PathBuf]) -> Result<Vec<Source>, Failure> {
-    let files = sources::read(paths, &[]).map_err(Failure::input)?;
+/// Reads policy files and folders; those in `optional` may be missing.
+pub(super) fn policies(paths: &[PathBuf], optional: &[PathBuf]) -> Result<Vec<Source>, Failure> {
+    let files = sources::read(paths, optional).map_err(Failure::input)?;
     for warning in &files.warnings {
         eprintln!("warning: {warning}");
     }

@@ -28,6 +28,7 @@ struct State {
     calls: Vec<Call>,
     generation: u32,
     events: Vec<Event>,
+    unreadable: u64,
     fails: bool,
 }
 
@@ -49,6 +50,11 @@ impl Fake {
     /// Puts a record into the ring buffer.
     pub(super) fn push(&self, event: Event) {
         self.0.lock().unwrap().events.push(event);
+    }
+
+    /// Records that the datapath itself cannot read.
+    pub(super) fn unreadable(&self, records: u64) {
+        self.0.lock().unwrap().unreadable = records;
     }
 
     fn call(&self, call: Call) -> Result<(), DatapathError> {
@@ -101,9 +107,10 @@ impl Enforcer for Fake {
         self.call(Call::Remove { key })
     }
 
-    fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) {
+    fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64 {
         let events = std::mem::take(&mut self.0.lock().unwrap().events);
         events.iter().for_each(each);
+        std::mem::take(&mut self.0.lock().unwrap().unreadable)
     }
 
     fn event_fd(&self) -> Result<OwnedFd, DatapathError> {
