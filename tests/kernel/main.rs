@@ -8,6 +8,9 @@
 mod environment;
 mod programs;
 mod toolchain;
+mod worlds;
+
+use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -16,19 +19,31 @@ use crate::environment::Environment;
 /// The body of a test.
 type Body = fn(&Environment) -> anyhow::Result<()>;
 
-fn main() {
+fn main() -> ExitCode {
+    if let Some(status) = ztseg_tests::tool::dispatch() {
+        return status;
+    }
     let arguments = Arguments::from_args();
     let environment = Environment::here();
     if !arguments.list {
         println!("{}", environment.describe());
     }
-    let tests: Vec<(&str, Body)> = [toolchain::TESTS, programs::TESTS].concat();
+    let tests: Vec<(&str, Body)> = [
+        toolchain::TESTS,
+        programs::TESTS,
+        worlds::TESTS,
+    ]
+    .concat();
     let trials = tests.into_iter().map(|(name, body)| trial(name, body, &environment)).collect();
-    libtest_mimic::run(&arguments, trials).exit();
+    libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 /// A test that is skipped where the environment has an obstacle.
-fn trial(name: &str, body: Body, environment: &Environment) -> Trial {
+fn trial(
+    name: &str,
+    body: impl FnOnce(&Environment) -> anyhow::Result<()> + Send + 'static,
+    environment: &Environment,
+) -> Trial {
     let environment = environment.clone();
     Trial::ignorable_test(name, move || {
         if let Some(obstacle) = environment.obstacle() {

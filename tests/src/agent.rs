@@ -1,0 +1,207 @@
+//! The real agent, on one world only.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::process::{Place, Process};
+use crate::world::World;
+
+/// How long it may take to load, attach and compile.
+const READY: Duration = Duration::from_secs(20);
+/// How long a command may take.
+const COMMAND: Duration = Duration::from_secs(60);
+/// How long a record may take from the kernel to a reader of `ztseg events`.
+const EVENT: Duration = Duration::from_secs(5);
+
+/// The agent's executable, from `ZTSEG_BIN`.
+pub fn executable() -> Result<PathBuf> {
+    let path = std::env::var_os("ZTSEG_BIN").map(PathBuf::from);
+    path.context("ZTSEG_BIN is not set: run this with `cargo xtask test`")
+}
+
+/// The agent of a world. What it attached stays when it is dropped, until its world goes.
+#[derive(Debug)]
+pub struct Agent {
+    executable: PathBuf,
+    place: Place,
+    config: PathBuf,
+    policy: PathBuf,
+    socket: PathBuf,
+    process: Option<Process>,
+}
+
+impl Agent {
+    /// Starts the agent with a policy and waits until it is in force.
+    pub fn start(world: &World, policy: &str) -> Result<Self> {
+        Self::start_with(world, policy, "", &[])
+    }
+
+    /// As [`Agent::start`], with more lines in the configuration and more arguments of `run`.
+    pub fn start_with(world: &World, policy: &str, settings: &str, args: &[&str]) -> Result<Self> {
+        let mut agent = Self::new(world, policy, settings)?;
+        agent.run(args)?;
+        Ok(agent)
+    }
+
+    /// Writes what an agent of this world needs, and starts nothing.
+    pub fn new(world: &World, policy: &str, settings: &str) -> Result<Self> {
+        let folder = world.folder();
+        let agent = Self {
+            executable: executable()?,
+            // Not in a cgroup of the world: the agent is no workload of its own policy.
+            place: world.host.place(),
+            config: folder.join("config.yaml"),
+            policy: folder.join("policies/policy.yaml"),
+            socket: folder.join("ztseg.sock"),
+            process: None,
+        };
+        let policies = folder.join("policies");
+        let config = format!(
+            "cgroupRoot: {}\nbpffs: {}\nstateDir: {}\nsocket: {}\npolicies: [{}]\n{settings}",
+            world.cgroup_root().display(),
+            world.pins().display(),
+            folder.join("state").display(),
+            agent.socket.display(),
+            policies.display(),
+        );
+        fs::create_dir_all(&policies)?;
+        fs::write(&agent.config, config)?;
+        agent.write_policy(policy)?;
+        world.ensure_apart()?;
+        Ok(agent)
+    }
+
+    /// Starts it and waits until it says that the policy is in force.
+    pub fn run(&mut self, args: &[&str]) -> Result<()> {
+        self.process = None;
+        let mut process = self.spawn(args)?;
+        process.wait_for_error("ready", READY).context("the agent did not get ready")?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// A further agent with the same configuration.
+    pub fn spawn(&self, args: &[&str]) -> Result<Process> {
+        let config = self.config.to_string_lossy();
+        let args: Vec<&str> =
+            ["run", "--config", &config].into_iter().chain(args.iter().copied()).collect();
+        self.place.spawn(&self.executable, &args)
+    }
+
+    /// Replaces the policy file that the agent watches.
+    pub fn write_policy(&self, policy: &str) -> Result<()> {
+        let new = self.policy.with_extension("new");
+        fs::write(&new, policy)?;
+        fs::rename(&new, &self.policy).context("cannot replace the policy")
+    }
+
+    /// The agent's configuration file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// The socket of its API.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
+    /// Runs a client verb; gives its status, standard output and standard error.
+    pub fn command(&self, args: &[&str]) -> Result<(Option<i32>, String, String)> {
+        let socket = self.socket.to_string_lossy();
+        let args: Vec<&str> = args.iter().copied().chain(["--socket", &*socket]).collect();
+        let (status, out, err) = self.place.spawn(&self.executable, &args)?.wait(COMMAND)?;
+        Ok((status.code(), out, err))
+    }
+
+    fn answer(&self, args: &[&str]) -> Result<String> {
+        let (status, out, err) = self.command(args)?;
+        ensure!(status == Some(0), "ztseg {} ended with {status:?}: {err}", args.join(" "));
+        Ok(out)
+    }
+
+    /// Puts a policy in force that is not the configured one.
+    pub fn apply(&self, policy: &str) -> Result<String> {
+        let file = self.config.with_file_name("applied.yaml");
+        fs::write(&file, policy)?;
+        self.answer(&["apply", &file.to_string_lossy()])
+    }
+
+    /// `ztseg status -o json`
+    pub fn status(&self) -> Result<Value> {
+        serde_json::from_str(&self.answer(&["status", "-o", "json"])?).context("status is no JSON")
+    }
+
+    /// The events that the agent keeps, oldest first.
+    pub fn events(&self) -> Result<Vec<Value>> {
+        let lines = self.answer(&["events", "-o", "jsonl"])?;
+        lines
+            .lines()
+            .map(|line| serde_json::from_str(line).context("an event is no JSON"))
+            .collect()
+    }
+
+    /// Waits for an event that `is_it` knows, and gives it.
+    pub fn wait_for_event(&self, is_it: impl Fn(&Value) -> bool) -> Result<Value> {
+        let deadline = Instant::now() + EVENT;
+        loop {
+            let mut events = self.events()?;
+            if let Some(at) = events.iter().position(&is_it) {
+                return Ok(events.swap_remove(at));
+            }
+            if Instant::now() > deadline {
+                let all: Vec<String> = events.iter().map(ToString::to_string).collect();
+                bail!("no such event; these there are:\n{}", all.join("\n"));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Asks the status until `is_so`, and gives it.
+    pub fn wait_for_status(&self, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
+        let deadline = Instant::now() + EVENT;
+        loop {
+            let status = self.status()?;
+            if is_so(&status) {
+                return Ok(status);
+            }
+            ensure!(Instant::now() < deadline, "the status does not become so: {status:#}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What it wrote on standard error.
+    pub fn log(&mut self) -> String {
+        self.process.as_mut().map(Process::errors).unwrap_or_default()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = self.pid().context("the agent does not run")?;
+        kill(Pid::from_raw(i32::try_from(pid)?), signal).context("cannot send a signal")
+    }
+
+    /// Stops it as systemd does; an error if it does not end well.
+    pub fn stop(&mut self) -> Result<()> {
+        self.signal(Signal::SIGTERM)?;
+        let process = self.process.take().context("the agent does not run")?;
+        let (status, _, err) = process.wait(COMMAND)?;
+        ensure!(status.success(), "the agent ended with {status}: {err}");
+        Ok(())
+    }
+
+    /// Kills it without a chance to clean up.
+    pub fn kill9(&mut self) {
+        self.process = None;
+    }
+}

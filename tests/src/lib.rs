@@ -1,0 +1,15 @@
+//! A small world to show ztseg in: cgroups, network namespaces, traffic, and the agent.
+//!
+//! * [`world`]: cgroups and namespaces of its own, removed again whatever happens
+//! * [`process`]: children in a cgroup and a namespace of the world
+//! * [`traffic`]: clients and servers, which this same program is when it is told so
+//! * [`agent`]: the real agent, on this world only
+//!
+//! A program that uses this calls [`tool::dispatch`] first thing in `main`: children in the world
+//! are this program again, started with `--tool`.
+
+pub mod agent;
+pub mod process;
+pub mod tool;
+pub mod traffic;
+pub mod world;

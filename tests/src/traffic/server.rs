@@ -1,0 +1,136 @@
+//! Servers that send back what they get, and count it.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::last_line;
+use super::tool::{say, wait_for_the_end};
+use crate::process::{Place, Process};
+
+/// What a server listens on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// UDP.
+    Udp(SocketAddr),
+}
+
+impl Listen {
+    fn parse(text: &str) -> Result<Self> {
+        match text.split_once('/') {
+            Some(("tcp", address)) => Ok(Self::Tcp(address.parse()?)),
+            Some(("udp", address)) => Ok(Self::Udp(address.parse()?)),
+            _ => bail!("`{text}` is neither tcp/… nor udp/…"),
+        }
+    }
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "tcp/{address}"),
+            Self::Udp(address) => write!(f, "udp/{address}"),
+        }
+    }
+}
+
+/// A running server; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    process: Process,
+}
+
+impl Server {
+    /// Starts a server and waits until it listens.
+    pub fn start(place: &Place, listen: &[Listen]) -> Result<Self> {
+        let listen: Vec<String> = listen.iter().map(ToString::to_string).collect();
+        let args: Vec<&str> =
+            ["serve"].into_iter().chain(listen.iter().map(String::as_str)).collect();
+        let mut process = place.tool(&args)?;
+        process.wait_for_output("listening", Duration::from_secs(20))?;
+        Ok(Self { process })
+    }
+
+    /// Ends it; how many TCP connections or datagrams came in, by what it listened on.
+    pub fn finish(mut self) -> Result<BTreeMap<String, u64>> {
+        drop(self.process.stdin());
+        last_line(self.process)
+    }
+}
+
+/// The child's side.
+pub(super) fn run(listen: &[&str]) -> Result<()> {
+    let mut counts = BTreeMap::new();
+    for text in listen {
+        let count = Arc::new(AtomicU64::new(0));
+        counts.insert((*text).to_owned(), Arc::clone(&count));
+        let what = || format!("cannot listen on {text}");
+        match Listen::parse(text)? {
+            Listen::Tcp(address) => {
+                let listener = TcpListener::from(bind(address, Type::STREAM).with_context(what)?);
+                thread::spawn(move || accept(&listener, &count));
+            }
+            Listen::Udp(address) => {
+                let socket = UdpSocket::from(bind(address, Type::DGRAM).with_context(what)?);
+                thread::spawn(move || echo_datagrams(&socket, &count));
+            }
+        }
+    }
+    say(&"listening")?;
+    wait_for_the_end();
+    let counts: BTreeMap<_, _> =
+        counts.into_iter().map(|(text, count)| (text, count.load(Ordering::Relaxed))).collect();
+    say(&counts)
+}
+
+fn bind(address: SocketAddr, kind: Type) -> std::io::Result<Socket> {
+    let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
+    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    if kind == Type::STREAM {
+        socket.set_reuse_address(true)?;
+    } else {
+        // A burst that waits for a busy machine is not lost.
+        socket.set_recv_buffer_size(1 << 20)?;
+    }
+    socket.bind(&address.into())?;
+    if kind == Type::STREAM {
+        socket.listen(128)?;
+    }
+    Ok(socket)
+}
+
+fn accept(listener: &TcpListener, count: &AtomicU64) {
+    for mut stream in listener.incoming().flatten() {
+        count.fetch_add(1, Ordering::Relaxed);
+        thread::spawn(move || {
+            let mut buffer = [0; 16384];
+            while let Ok(n) = stream.read(&mut buffer) {
+                if n == 0 || stream.write_all(&buffer[..n]).is_err() {
+                    break;
+                }
+            }
+        });
+    }
+}
+
+fn echo_datagrams(socket: &UdpSocket, count: &AtomicU64) {
+    let mut buffer = [0; 65536];
+    loop {
+        // An error is an ICMP error for an earlier answer.
+        let Ok((n, from)) = socket.recv_from(&mut buffer) else { continue };
+        count.fetch_add(1, Ordering::Relaxed);
+        let _ = socket.send_to(&buffer[..n], from);
+    }
+}

@@ -1,0 +1,196 @@
+//! Traffic that goes on until it is told to stop, and counts what it lost.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use super::tool::{say, wait_for_the_end};
+use super::{Outcome, Probe, client, last_line};
+use crate::process::{Place, Process};
+
+/// How long the last answers may take.
+const STRAGGLERS: Duration = Duration::from_secs(1);
+
+/// What kind of traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum StreamKind {
+    /// Messages on one connection.
+    Tcp,
+    /// Datagrams from one connected socket.
+    Udp,
+    /// Datagrams, each to an address that is given with it, from one socket.
+    UdpUnconnected,
+    /// A new connection for each message.
+    TcpConnects,
+}
+
+/// What became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Messages that the client tried to send.
+    pub sent: u64,
+    /// Messages that came back.
+    pub received: u64,
+    /// Messages whose sending failed.
+    pub errors: u64,
+}
+
+/// A running client; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Stream {
+    process: Process,
+}
+
+impl Stream {
+    /// Starts a client that sends a message every `interval` (and waits for each answer, where it
+    /// makes a connection for each), and waits until it has begun.
+    pub fn start(
+        place: &Place,
+        kind: StreamKind,
+        to: SocketAddr,
+        interval: Duration,
+    ) -> Result<Self> {
+        let kind = serde_json::to_string(&kind)?;
+        let interval = interval.as_micros().to_string();
+        let mut process = place.tool(&["stream", &kind, &to.to_string(), &interval])?;
+        process.wait_for_output("sending", Duration::from_secs(20))?;
+        Ok(Self { process })
+    }
+
+    /// Ends it; the last answers are waited for.
+    pub fn finish(mut self) -> Result<Counts> {
+        drop(self.process.stdin());
+        last_line(self.process)
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    sent: AtomicU64,
+    received: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Shared {
+    fn goes_on(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    fn sent(&self, ok: bool) {
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        if !ok {
+            self.errors.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The child's side.
+pub(super) fn run(kind: StreamKind, to: SocketAddr, interval_us: u64) -> Result<()> {
+    let interval = Duration::from_micros(interval_us);
+    let shared = Shared::default();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_for_the_end();
+            shared.stop.store(true, Ordering::Relaxed);
+        });
+        match kind {
+            StreamKind::Tcp => tcp(&shared, to, interval),
+            StreamKind::Udp => udp(&shared, to, interval, true),
+            StreamKind::UdpUnconnected => udp(&shared, to, interval, false),
+            StreamKind::TcpConnects => connects(&shared, to, interval),
+        }
+    })?;
+    let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    say(&Counts {
+        sent: count(&shared.sent),
+        received: count(&shared.received),
+        errors: count(&shared.errors),
+    })
+}
+
+fn tcp(shared: &Shared, to: SocketAddr, interval: Duration) -> Result<()> {
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))
+        .with_context(|| format!("cannot connect to {to}"))?;
+    stream.set_nodelay(true)?;
+    let mut reader = stream.try_clone()?;
+    reader.set_read_timeout(Some(Duration::from_secs(5)))?;
+    say(&"sending")?;
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut message = [0; 8];
+            while reader.read_exact(&mut message).is_ok() {
+                // In order and whole: TCP gives nothing else, so a gap is a broken connection.
+                if shared.received.fetch_add(1, Ordering::Relaxed) != u64::from_be_bytes(message) {
+                    break;
+                }
+            }
+        });
+        let mut number = 0u64;
+        while shared.goes_on() {
+            let ok = stream.write_all(&number.to_be_bytes()).is_ok();
+            shared.sent(ok);
+            if !ok {
+                break;
+            }
+            number += 1;
+            thread::sleep(interval);
+        }
+        let _ = stream.shutdown(Shutdown::Write);
+    });
+    Ok(())
+}
+
+fn udp(shared: &Shared, to: SocketAddr, interval: Duration, connected: bool) -> Result<()> {
+    let local: SocketAddr = if to.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
+    let socket = UdpSocket::bind(local)?;
+    if connected {
+        socket.connect(to)?;
+    }
+    socket.set_read_timeout(Some(STRAGGLERS))?;
+    say(&"sending")?;
+    let sending = AtomicBool::new(true);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut message = [0; 64];
+            // Ends with the first second of silence after the last message.
+            loop {
+                match socket.recv(&mut message) {
+                    Ok(8) => drop(shared.received.fetch_add(1, Ordering::Relaxed)),
+                    _ if sending.load(Ordering::Relaxed) => {}
+                    _ => break,
+                }
+            }
+        });
+        let mut number = 0u64;
+        while shared.goes_on() {
+            let message = number.to_be_bytes();
+            let sent = if connected { socket.send(&message) } else { socket.send_to(&message, to) };
+            shared.sent(sent.is_ok());
+            number += 1;
+            thread::sleep(interval);
+        }
+        sending.store(false, Ordering::Relaxed);
+    });
+    Ok(())
+}
+
+fn connects(shared: &Shared, to: SocketAddr, interval: Duration) -> Result<()> {
+    let probe = Probe::new(super::Ask::Tcp, to).bytes(8);
+    say(&"sending")?;
+    while shared.goes_on() {
+        let report = client::probe(&probe);
+        shared.sent(!matches!(report.outcome, Outcome::Eperm));
+        if report.outcome == Outcome::Ok {
+            shared.received.fetch_add(1, Ordering::Relaxed);
+        }
+        thread::sleep(interval);
+    }
+    Ok(())
+}
