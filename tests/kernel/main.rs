@@ -6,6 +6,7 @@
 //! the same time, and outside a virtual machine on somebody's real system.
 
 mod environment;
+mod matrix;
 mod programs;
 mod toolchain;
 mod worlds;
@@ -28,19 +29,16 @@ fn main() -> ExitCode {
     if !arguments.list {
         println!("{}", environment.describe());
     }
-    let tests: Vec<(&str, Body)> = [
-        toolchain::TESTS,
-        programs::TESTS,
-        worlds::TESTS,
-    ]
-    .concat();
-    let trials = tests.into_iter().map(|(name, body)| trial(name, body, &environment)).collect();
+    let tests: Vec<(&str, Body)> = [toolchain::TESTS, programs::TESTS, worlds::TESTS].concat();
+    let mut trials: Vec<Trial> =
+        tests.into_iter().map(|(name, body)| trial(name, body, &environment)).collect();
+    trials.extend(matrix::tests().into_iter().map(|(name, row)| trial(name, row, &environment)));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 /// A test that is skipped where the environment has an obstacle.
 fn trial(
-    name: &str,
+    name: impl Into<String>,
     body: impl FnOnce(&Environment) -> anyhow::Result<()> + Send + 'static,
     environment: &Environment,
 ) -> Trial {
