@@ -158,8 +158,14 @@ mod tests {
 
     #[test]
     fn names_and_kinds_are_read_among_unknown_attributes() {
-        let mut datagram =
-            new_link(7, &[write::attribute(77, &[1, 2, 3]), write::attribute(IFLA_IFNAME, b"tap-web\0"), kind("tun")]);
+        let mut datagram = new_link(
+            7,
+            &[
+                write::attribute(77, &[1, 2, 3]),
+                write::attribute(IFLA_IFNAME, b"tap-web\0"),
+                kind("tun"),
+            ],
+        );
         datagram.extend(new_link(2, &[write::attribute(IFLA_IFNAME, b"eth0\0")]));
         let mut found = Vec::new();
         assert!(!parse(&datagram, &mut found).expect("well-formed"));
