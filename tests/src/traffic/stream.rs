@@ -119,6 +119,8 @@ fn tcp(shared: &Shared, to: SocketAddr, interval: Duration) -> Result<()> {
     let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))
         .with_context(|| format!("cannot connect to {to}"))?;
     stream.set_nodelay(true)?;
+    // A connection that stands still fills the buffers.
+    stream.set_write_timeout(Some(Duration::from_secs(1)))?;
     let mut reader = stream.try_clone()?;
     reader.set_read_timeout(Some(Duration::from_secs(5)))?;
     say(&"sending")?;
@@ -170,8 +172,14 @@ fn udp(shared: &Shared, to: SocketAddr, interval: Duration, connected: bool) -> 
         let mut number = 0u64;
         while shared.goes_on() {
             let message = number.to_be_bytes();
-            let sent = if connected { socket.send(&message) } else { socket.send_to(&message, to) };
-            shared.sent(sent.is_ok());
+            let sent = match &mut connected_to {
+                None => socket.send_to(&message, to).is_ok(),
+                Some(connected) => {
+                    *connected = *connected || socket.connect(to).is_ok();
+                    *connected && socket.send(&message).is_ok()
+                }
+            };
+            shared.sent(sent);
             number += 1;
             thread::sleep(interval);
         }
