@@ -59,8 +59,8 @@ impl Scene {
     fn new() -> Result<Self> {
         let world = World::new()?;
         let agent = Agent::start(&world, &policy(&[ALLOWED]))?;
-        let (app, _server) = (world.workload("/app")?, server(&world)?);
-        let scene = Self { agent, _server, app, world };
+        let (app, server) = (world.workload("/app")?, server(&world)?);
+        let scene = Self { agent, _server: server, app, world };
         scene.check(true)?;
         Ok(scene)
     }

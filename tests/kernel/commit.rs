@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use ztseg_tests::agent::Agent;
@@ -15,8 +15,10 @@ use crate::Body;
 use crate::environment::Environment;
 
 /// The tests of this file.
-pub(crate) const TESTS: &[(&str, Body)] =
-    &[("commit::two_hundred_policies_under_traffic", two_hundred_policies_under_traffic)];
+pub(crate) const TESTS: &[(&str, Body)] = &[
+    ("commit::two_hundred_policies_under_traffic", two_hundred_policies_under_traffic),
+    ("commit::a_revocation_hits_live_flows", a_revocation_hits_live_flows),
+];
 
 /// How many policies are put in force.
 const POLICIES: u64 = 200;
@@ -154,5 +156,52 @@ fn two_hundred_policies_under_traffic(_: &Environment) -> Result<()> {
         }
     }
     ensure!(wrong.is_empty(), "{wrong}");
+    Ok(())
+}
+
+/// The subject's direction of a flow that is to be revoked.
+const REVOKED: &str = "
+apiVersion: ztseg.io/v1
+kind: SegmentPolicy
+metadata: { name: revoked }
+spec:
+  segments:
+    app: { match: [ { cgroup: /app } ] }
+    guest: { match: [ { interface: zt-tap0 } ] }
+";
+
+/// From the moment that the apply returns, nothing arrives: at a cgroup's sockets, old and new, and
+/// behind an interface. When the flow is allowed again, it goes on.
+fn a_revocation_hits_live_flows(_: &Environment) -> Result<()> {
+    let world = World::new()?;
+    let allowing = format!("{REVOKED}  allow: [ {{ from: [app, guest], to: any }} ]\n");
+    let agent = Agent::start(&world, &allowing)?;
+    let to = SocketAddr::from((world.uplink.far(false), ALLOWED));
+    let mut server = Server::start(&world.peer.place(), &[Listen::Tcp(to), Listen::Udp(to)])?;
+    let mut all = streams(&world.workload("/app")?, to, &KINDS[..3])?;
+    all.extend(streams(&world.guest.place(), to, &KINDS[..3])?);
+    let mut counts = || Ok::<Vec<u64>, anyhow::Error>(server.counts()?.into_values().collect());
+    for _ in 0..3 {
+        agent.apply(REVOKED)?;
+        // What was let through before is read by now.
+        thread::sleep(Duration::from_millis(20));
+        let before = counts()?;
+        thread::sleep(Duration::from_millis(200));
+        let after = counts()?;
+        ensure!(before == after, "denied, but {before:?} became {after:?}");
+        agent.apply(&allowing)?;
+        // TCP tries again after a while, which doubles.
+        let start = Instant::now();
+        while counts()?.iter().zip(&after).any(|(now, after)| now <= after) {
+            ensure!(start.elapsed() < Duration::from_secs(10), "allowed, but not all goes on");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    for (name, stream) in all {
+        let counts = stream.finish()?;
+        // TCP makes good what was lost.
+        let whole = counts.received == counts.sent;
+        ensure!(whole == name.starts_with("Tcp"), "{name}: {counts:?}");
+    }
     Ok(())
 }

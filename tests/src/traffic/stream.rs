@@ -66,7 +66,7 @@ impl Stream {
 
     /// Ends it; the last answers are waited for.
     pub fn finish(mut self) -> Result<Counts> {
-        drop(self.process.stdin());
+        self.process.end_input();
         last_line(self.process)
     }
 }
