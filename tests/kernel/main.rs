@@ -28,12 +28,7 @@ fn main() -> ExitCode {
     if !arguments.list {
         println!("{}", environment.describe());
     }
-    let tests: Vec<(&str, Body)> = [
-        toolchain::TESTS,
-        programs::TESTS,
-        worlds::TESTS,
-    ]
-    .concat();
+    let tests: Vec<(&str, Body)> = [toolchain::TESTS, programs::TESTS, worlds::TESTS].concat();
     let trials = tests.into_iter().map(|(name, body)| trial(name, body, &environment)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
