@@ -80,7 +80,7 @@ impl Scene {
         let world = World::new()?;
         interrupt.check()?;
         let mut scene = Self { servers: Vec::new(), agent: None, policy, world };
-        scene.connect_metadata()?;
+        scene.add_addresses()?;
         for (who, tcp, udp) in [
             (Who::Web, &[80, 443][..], &[][..]),
             (Who::Api, &[8080], &[]),
@@ -99,14 +99,18 @@ impl Scene {
     }
 
     /// Gives the office's host its further addresses, and the way to those that are not on the link.
-    fn connect_metadata(&self) -> Result<()> {
+    fn add_addresses(&self) -> Result<()> {
         let (office, uplink) = (&self.world.peer, &self.world.uplink);
-        let printer = uplink.addresses(PRINTER);
-        for (v6, whole) in [(false, 32), (true, 128)] {
-            for address in [printer[usize::from(v6)], METADATA[usize::from(v6)]] {
-                office.add_address(&uplink.far_interface, address, whole)?;
+        for v6 in [false, true] {
+            let address = |who| self.address(Who::Office, who, v6);
+            let whole = if v6 { 128 } else { 32 };
+            for further in [address(Who::Printer), address(Who::Metadata)] {
+                // Deprecated (RFC 4862): not the source of what does not ask for it.
+                let lifetime = if v6 { "nodad preferred_lft 0" } else { "" };
+                let device = &uplink.far_interface;
+                office.batch(&format!("addr add {further}/{whole} dev {device} {lifetime}\n"))?;
             }
-            let (to, via) = (METADATA[usize::from(v6)], uplink.far(v6));
+            let (to, via) = (address(Who::Metadata), address(Who::Office));
             self.world.host.batch(&format!("route add {to}/{whole} via {via}\n"))?;
         }
         Ok(())

@@ -5,7 +5,9 @@
 //! (cgroups, network namespaces, pins) under names of its own and removes it, because tests run at
 //! the same time, and outside a virtual machine on somebody's real system.
 
+mod differential;
 mod environment;
+mod matrix;
 mod programs;
 mod toolchain;
 mod worlds;
@@ -28,14 +30,17 @@ fn main() -> ExitCode {
     if !arguments.list {
         println!("{}", environment.describe());
     }
-    let tests: Vec<(&str, Body)> = [toolchain::TESTS, programs::TESTS, worlds::TESTS].concat();
-    let trials = tests.into_iter().map(|(name, body)| trial(name, body, &environment)).collect();
+    let tests: Vec<(&str, Body)> =
+        [toolchain::TESTS, programs::TESTS, differential::TESTS, worlds::TESTS].concat();
+    let mut trials: Vec<Trial> =
+        tests.into_iter().map(|(name, body)| trial(name, body, &environment)).collect();
+    trials.extend(matrix::tests().into_iter().map(|(name, row)| trial(name, row, &environment)));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 /// A test that is skipped where the environment has an obstacle.
 fn trial(
-    name: &str,
+    name: impl Into<String>,
     body: impl FnOnce(&Environment) -> anyhow::Result<()> + Send + 'static,
     environment: &Environment,
 ) -> Trial {

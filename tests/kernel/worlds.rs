@@ -18,6 +18,10 @@ use crate::environment::Environment;
 pub(crate) const TESTS: &[(&str, Body)] = &[
     ("worlds::everything_is_reached_without_an_agent", everything_is_reached_without_an_agent),
     ("worlds::a_closed_port_refuses", a_closed_port_refuses),
+    (
+        "matrix::the_status_lists_what_no_hook_sees",
+        crate::matrix::the_status_lists_what_no_hook_sees,
+    ),
     ("worlds::leave_nothing_behind", leave_nothing_behind),
     ("worlds::the_agent_denies_and_says_so", the_agent_denies_and_says_so),
 ];

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::tool;
 
 /// Where a child runs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     /// The folder of its cgroup; the parent's where there is none.
     pub cgroup: Option<PathBuf>,

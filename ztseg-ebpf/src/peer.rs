@@ -80,10 +80,10 @@ pub extern "C" fn ztseg_interface_peer(skb: *mut __sk_buff, flow: *mut Flow) -> 
 #[inline(always)]
 fn sender(skb: *mut __sk_buff, flow: &Flow) -> WorkloadKey {
     let skb = Skb::new(skb);
-    match skb.socket() {
-        Some(sk) => owner(sk, flow),
-        None if skb.ingress_ifindex() != 0 => workload_interface(skb.ingress_ifindex()),
-        None => 0,
+    match skb.ingress_ifindex() {
+        // Made on this host.
+        0 => skb.socket().map_or(0, |sk| owner(sk, flow)),
+        ifindex => workload_interface(ifindex),
     }
 }
 

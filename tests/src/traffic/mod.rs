@@ -95,6 +95,13 @@ impl Probe {
         self
     }
 
+    /// To another port.
+    #[must_use]
+    pub fn to_port(mut self, port: u16) -> Self {
+        self.to.set_port(port);
+        self
+    }
+
     /// Sends so many bytes.
     #[must_use]
     pub fn bytes(mut self, bytes: usize) -> Self {

@@ -29,8 +29,12 @@ impl Namespace {
         ip(&["netns", "add", name])?;
         let namespace = Self { name: name.to_owned() };
         namespace.batch("link set lo up\n")?;
-        // Addresses are there at once: nobody else can have them.
-        namespace.set(&[("ipv6/conf/default/accept_dad", "0")])?;
+        namespace.set(&[
+            // Addresses are there at once: nobody else can have them.
+            ("ipv6/conf/default/accept_dad", "0"),
+            // Everybody may have a ping socket.
+            ("ipv4/ping_group_range", "0 2147483647"),
+        ])?;
         Ok(namespace)
     }
 

@@ -31,6 +31,7 @@ pub trait Enforcer: Sized {
         workload: Workload,
     ) -> Result<(), DatapathError>;
     fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError>;
+    fn set_early_answers(&self, on: bool);
     fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64;
     fn event_fd(&self) -> Result<OwnedFd, DatapathError>;
     fn counters(&self) -> Result<BTreeMap<Counter, u64>, DatapathError>;
@@ -73,6 +74,10 @@ impl Enforcer for Datapath {
 
     fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError> {
         Self::remove_workload(self, key)
+    }
+
+    fn set_early_answers(&self, on: bool) {
+        Self::set_early_answers(self, on);
     }
 
     fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64 {

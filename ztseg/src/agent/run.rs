@@ -15,10 +15,13 @@ use super::sources::{self, PolicyFiles};
 use super::watch::FileWatch;
 use crate::api::types::{Applied, Origin};
 use crate::discover::Discovered;
+use crate::discover::translation::translates_output;
 use crate::policy::source::Source;
 
 /// How often the ring buffer is looked at when the kernel does not ask for it.
 const DRAIN: Duration = Duration::from_millis(100);
+/// How often the agent looks whether its network namespace translates addresses.
+const TRANSLATION: Duration = Duration::from_secs(1);
 /// How long after a change of a policy file the files are read: editors and package managers
 /// write several times.
 const DEBOUNCE: Duration = Duration::from_millis(200);
@@ -69,6 +72,8 @@ pub async fn run<E: Enforcer>(
     let ring = core.event_fd().ok().and_then(|fd| ring::register(fd).ok());
     let mut tick = interval(DRAIN);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut translation = interval(TRANSLATION);
+    translation.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut reread: Option<Instant> = None;
     loop {
         tokio::select! {
@@ -100,6 +105,7 @@ pub async fn run<E: Enforcer>(
                 core.drain();
                 core.retry();
             }
+            _ = translation.tick() => core.translation(translates_output()),
         }
     }
     core.drain();

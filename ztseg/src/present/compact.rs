@@ -63,13 +63,17 @@ pub fn because(event: &EventRecord) -> String {
 }
 
 fn end(workload: Option<&str>, ip: IpAddr, port: u16, ports: bool, segments: &[String]) -> String {
+    let segments = if segments.is_empty() { "-".into() } else { segments.join(", ") };
+    // A socket that connects has no address of its own yet.
+    if let (Some(workload), true, 0) = (workload, ip.is_unspecified(), port) {
+        return format!("{workload} ({segments})");
+    }
     let mut text = workload.map(|w| format!("{w} ")).unwrap_or_default();
     let _ = match (ports, ip) {
         (true, IpAddr::V6(ip)) => write!(text, "[{ip}]:{port}"),
         (true, IpAddr::V4(ip)) => write!(text, "{ip}:{port}"),
         (false, ip) => write!(text, "{ip}"),
     };
-    let segments = if segments.is_empty() { "-".into() } else { segments.join(", ") };
     format!("{text} ({segments})")
 }
 
@@ -130,6 +134,17 @@ pub(crate) mod tests {
             "2026-01-02T03:04:05.678Z: /batch [2001:db8::1]:80 (batch) -> /shop/web \
              192.0.2.7:40000 (web) tcp S DROPPED (ingress by isolation of segments db, web; \
              connect4; generation 7; 12 times)"
+        );
+    }
+
+    #[test]
+    fn a_socket_without_an_address_shows_none() {
+        let mut event = event();
+        event.local = End { ip: [0; 16].into(), port: 0 };
+        assert!(
+            line(&event).contains("Z: /shop/web (web) -> 169.254.169.254:80"),
+            "{}",
+            line(&event)
         );
     }
 

@@ -21,6 +21,7 @@ pub(super) enum Call {
     Detach { index: u32 },
     Put { key: WorkloadKey, level: Option<u32> },
     Remove { key: WorkloadKey },
+    EarlyAnswers(bool),
 }
 
 #[derive(Debug, Default)]
@@ -105,6 +106,10 @@ impl Enforcer for Fake {
 
     fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError> {
         self.call(Call::Remove { key })
+    }
+
+    fn set_early_answers(&self, on: bool) {
+        let _ = self.call(Call::EarlyAnswers(on));
     }
 
     fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64 {
