@@ -23,7 +23,7 @@ const EVENT: Duration = Duration::from_secs(3);
 struct Attempt(Who, Who, Ask, u16, Expected);
 
 /// Each shows something that the others do not.
-const ATTEMPTS: [Attempt; 17] = [
+const ATTEMPTS: [Attempt; 16] = [
     Attempt(Who::Web, Who::Api, Ask::Tcp, 8080, Allowed("web-to-api")),
     Attempt(Who::Api, Who::Db, Ask::Tcp, 5432, Allowed("api-to-db")),
     Attempt(Who::Web, Who::Db, Ask::Tcp, 5432, Denied("egress", Isolation("web"))),
@@ -31,13 +31,12 @@ const ATTEMPTS: [Attempt; 17] = [
     Attempt(Who::Batch, Who::Db, Ask::Tcp, 5432, Denied("ingress", Isolation("db"))),
     Attempt(Who::Batch, Who::Office, Ask::Tcp, 80, Audited(Isolation("batch"))),
     Attempt(Who::Api, Who::Office, Ask::Udp, 53, Allowed("names")),
-    Attempt(Who::Db, Who::Office, Ask::Udp, 53, Allowed("names")),
-    Attempt(Who::Db, Who::Office, Ask::Tcp, 443, Denied("egress", Isolation("db"))),
+    Attempt(Who::Db, Who::Office, Ask::Tcp, 22, Denied("egress", Isolation("db"))),
     Attempt(Who::Web, Who::Metadata, Ask::Tcp, 80, Denied("egress", Rule("no-metadata"))),
     Attempt(Who::Office, Who::Web, Ask::Tcp, 443, Allowed("front")),
     Attempt(Who::Office, Who::Db, Ask::Tcp, 5432, Denied("ingress", Isolation("db"))),
     Attempt(Who::Printer, Who::Web, Ask::Tcp, 443, Denied("ingress", Isolation("web"))),
-    Attempt(Who::Vm, Who::Web, Ask::Tcp, 80, Allowed("front")),
+    Attempt(Who::Vm, Who::Web, Ask::Tcp, 443, Allowed("front")),
     Attempt(Who::Vm, Who::Api, Ask::Tcp, 8080, Denied("egress", Isolation("vm"))),
     Attempt(Who::Vm, Who::Office, Ask::Ping, 0, Allowed("vm-ping")),
     Attempt(Who::Vm, Who::Office, Ask::Tcp, 22, Denied("egress", Isolation("vm"))),

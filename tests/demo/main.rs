@@ -70,7 +70,7 @@ fn demo(stay: bool) -> Result<()> {
         "it needs root, to load BPF programs and to make cgroups and network namespaces"
     );
     let interrupt = Interrupt::listen()?;
-    let scene = Scene::new(&interrupt)?;
+    let scene = Scene::new()?;
     let traces = scene.traces();
     let attempts = show(scene, &interrupt, stay);
     let left: Vec<PathBuf> =
@@ -87,11 +87,13 @@ fn show(mut scene: Scene, interrupt: &Interrupt, stay: bool) -> Result<usize> {
     let mut out = stdout();
     writeln!(out, "{}", scene.describe())?;
 
+    scene.start_servers(interrupt)?;
     let count = attempts::without_agent(&scene, interrupt)?;
     writeln!(out, "1. Without ztseg, all {count} attempts below get through.\n")?;
 
     let rules = scene.start_agent()?;
-    interrupt.check()?;
+    // As after a boot: the services start when the agent is ready.
+    scene.start_servers(interrupt)?;
     writeln!(out, "2. With ztseg, the agent runs with policies/demo.yaml, {rules} rules:")?;
     attempts::with_agent(&scene, interrupt)?;
 

@@ -23,6 +23,15 @@ const METADATA: [IpAddr; 2] = [
 /// The printer's number among the addresses of the office's link.
 const PRINTER: u8 = 13;
 
+/// Who listens on which ports of TCP and UDP. No two share a port, so that a connection that got to
+/// the wrong one would not be answered.
+const SERVERS: [(Who, &[u16], &[u16]); 4] = [
+    (Who::Web, &[443], &[]),
+    (Who::Api, &[8080], &[]),
+    (Who::Db, &[5432, 5433], &[]),
+    (Who::Office, &[22, 80], &[53]),
+];
+
 /// Someone who takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Who {
@@ -74,28 +83,28 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// Makes the world and starts everyone who listens, but not the agent.
-    pub(crate) fn new(interrupt: &Interrupt) -> Result<Self> {
+    /// Makes the world, with nobody in it yet.
+    pub(crate) fn new() -> Result<Self> {
         let policy = fs::read_to_string(POLICY).with_context(|| format!("cannot read {POLICY}"))?;
         let world = World::new()?;
-        interrupt.check()?;
-        let mut scene = Self { servers: Vec::new(), agent: None, policy, world };
+        let scene = Self { servers: Vec::new(), agent: None, policy, world };
         scene.add_addresses()?;
-        for (who, tcp, udp) in [
-            (Who::Web, &[80, 443][..], &[][..]),
-            (Who::Api, &[8080], &[]),
-            (Who::Db, &[5432, 5433], &[]),
-            (Who::Office, &[22, 80, 443], &[53]),
-        ] {
+        Ok(scene)
+    }
+
+    /// Starts everyone who listens, instead of those who do already.
+    pub(crate) fn start_servers(&mut self, interrupt: &Interrupt) -> Result<()> {
+        self.servers.clear();
+        for (who, tcp, udp) in SERVERS {
+            interrupt.check()?;
             let mut listen = Vec::new();
             for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
                 listen.extend(tcp.iter().map(|port| Listen::Tcp((any, *port).into())));
                 listen.extend(udp.iter().map(|port| Listen::Udp((any, *port).into())));
             }
-            scene.servers.push(Server::start(&scene.place(who)?, &listen)?);
-            interrupt.check()?;
+            self.servers.push(Server::start(&self.place(who)?, &listen)?);
         }
-        Ok(scene)
+        Ok(())
     }
 
     /// Gives the office's host its further addresses, and the way to those that are not on the link.
@@ -179,21 +188,19 @@ impl Scene {
 
     /// The world in a few lines.
     pub(crate) fn describe(&self) -> String {
-        let (uplink, tap) = (&self.world.uplink, &self.world.tap);
+        let (up, tap) = (&self.world.uplink, &self.world.tap);
+        let [meta4, meta6] = METADATA;
+        let (up_name, tap_name) = (&up.interface, &tap.interface);
+        let [up4, up6, tap4, tap6] = [up.far(false), up.far(true), tap.far(false), tap.far(true)];
+        let printer = up.addresses(PRINTER)[0];
         format!(
             "\
 A small world, apart from this machine's own network and services:
-  host     runs services in cgroups: /web (80, 443), /api (8080), /db (5432, 5433), and a job: /batch
-  office   another host, behind {}: {}, {} (22, 80, 443, udp 53); a printer there: {}
-  vm       a machine behind {}, an interface that is a workload: {}, {}
-",
-            uplink.interface,
-            uplink.far(false),
-            uplink.far(true),
-            uplink.addresses(PRINTER)[0],
-            tap.interface,
-            tap.far(false),
-            tap.far(true),
+  host      runs web (443), api (8080), db (5432, 5433) and batch, each in its own cgroup
+  office    another host, behind {up_name}: {up4}, {up6}; the printer there: {printer}
+  vm        a machine behind {tap_name}, a workload of its own: {tap4}, {tap6}
+  metadata  hands out a cloud's credentials: {meta4}, {meta6}
+"
         )
     }
 
