@@ -235,7 +235,6 @@ fn datagram(skb: &Skb, control: &Control, sk: Sock, hook: Hook, stamp: u64) -> V
     if connected {
         if let Some(state) = SOCKETS.get(sk.raw, false) {
             if state.stamp == stamp
-                && state.role != 0
                 && state.verdict == Verdict::Allow as u8
                 && state.remote_port == flow.remote_port()
                 && state.remote == *flow.remote()

@@ -2,8 +2,9 @@
 //! timeout, and the event names the process.
 //!
 //! They are given only where the packet hook would deny, too: in the agent's own network namespace
-//! while nothing there translates addresses on output, for sockets whose maker is known and that
-//! are still used in the cgroup they were made in. Everything else is left to the packet.
+//! while nothing there translates addresses on output, for sockets whose maker is known, that are
+//! still used in the cgroup they were made in, and that cannot be answering. Everything else is left
+//! to the packet.
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::bpf_get_current_cgroup_id;
@@ -19,7 +20,7 @@ use crate::judge::{Outcome, ztseg_decide};
 use crate::maps::{self, SOCKETS};
 use crate::peer::Held;
 use crate::policy::Policy;
-use crate::skb::addr_of_words;
+use crate::skb::{Sock, addr_of_words};
 use crate::workload;
 
 macro_rules! read {
@@ -69,10 +70,9 @@ pub fn early_answer(ctx: *mut bpf_sock_addr, hook: Hook) -> Verdict {
         return Verdict::Allow;
     }
     let stamp = maps::stamp(control);
-    // A sender that writes to one destination again and again is judged once.
-    let sending = matches!(hook, Hook::Sendmsg4 | Hook::Sendmsg6);
-    if sending && state.stamp == stamp && state.remote == remote && state.remote_port == remote_port
-    {
+    // A bound UDP socket may be answering; who opened the flow is in the flow table, under a local
+    // address that only the packet has. TCP connects to open.
+    if protocol == proto::UDP && (Sock { raw: sk }).local_port() != Port::default() {
         return Verdict::Allow;
     }
     let Some(found) = workload::of_task(control, Policy::of(stamp)) else {
@@ -91,15 +91,6 @@ pub fn early_answer(ctx: *mut bpf_sock_addr, hook: Hook) -> Verdict {
     if denial != 0 {
         ztseg_report_call(&flow, denial);
         return Verdict::Deny;
-    }
-    if sending {
-        if let Some(state) = SOCKETS.get(sk, false) {
-            // Role zero: the packet hooks do not take this for their own verdict.
-            state.role = 0;
-            state.remote = remote;
-            state.remote_port = remote_port;
-            state.stamp = stamp;
-        }
     }
     Verdict::Allow
 }
