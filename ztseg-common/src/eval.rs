@@ -122,10 +122,10 @@ impl Best {
                 };
                 for port in [PORT_ANY, port] {
                     key.port = port;
-                    if shapes & key.shape() != 0 {
-                        if let Some(entry) = policy.entry(&key) {
-                            self.merge(entry);
-                        }
+                    if shapes & key.shape() != 0
+                        && let Some(entry) = policy.entry(&key)
+                    {
+                        self.merge(entry);
                     }
                 }
             }

@@ -117,6 +117,7 @@ fn report<const CALL: bool>(control: &Control, flow: &Flow, kind: EventKind, out
     fold.folded = 0;
     // SAFETY: the reservation has the size of an event and is 8-byte aligned. It is written field by
     // field, all of them, since an event on the stack would fill a quarter of it.
+    #[expect(clippy::cast_ptr_alignment, reason = "the ring aligns its records to 8 bytes")]
     let event = unsafe { &mut *record.as_mut_ptr().cast::<Event>() };
     event.version = EVENT_VERSION;
     event.kind = kind as u8;

@@ -47,7 +47,7 @@ pub fn packet(skb: &Skb, hook: Hook, link_header: u32) -> Verdict {
     if let Some(reason) = Reason::from_u8(failure) {
         return table::unreadable(skb, &mut flow, reason);
     }
-    if workload.flags & WORKLOAD_HOST_SIDE != 0 && ztseg_at_socket(skb.raw, &flow) != 0 {
+    if workload.flags & WORKLOAD_HOST_SIDE != 0 && ztseg_at_socket(skb.raw, &raw const flow) != 0 {
         return Verdict::Allow;
     }
     if let Some(verdict) = table::special(skb, &mut flow) {
@@ -59,7 +59,6 @@ pub fn packet(skb: &Skb, hook: Hook, link_header: u32) -> Verdict {
 /// The Ethernet type, host order; of the outermost tag that is still in the packet.
 #[inline(always)]
 fn ethertype_of(skb: &Skb) -> u16 {
-    #[expect(clippy::cast_possible_truncation, reason = "the field is 16 bits wide")]
     u16::from_be(skb.protocol() as u16)
 }
 
@@ -75,7 +74,6 @@ fn parse_tagged(skb: &Skb, link_header: u32, packet: &mut Packet) -> u8 {
             offset += VLAN_TAG;
         }
     }
-    #[expect(clippy::cast_possible_truncation, reason = "the number of a reason")]
     match ethertype {
         ethertype::IPV4 | ethertype::IPV6 => skb::ztseg_parse(skb.raw, offset, packet) as u8,
         _ => Reason::UnknownEthertype as u8,

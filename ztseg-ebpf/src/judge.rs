@@ -77,7 +77,6 @@ impl Outcome {
 
     /// Number of the reason.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "the byte at this place")]
     pub fn reason(self) -> u8 {
         (self.0 >> Self::REASON) as u8
     }
@@ -122,10 +121,10 @@ pub extern "C" fn ztseg_decide(flow: *mut Flow) -> u64 {
         return Outcome::new(&Decision::fixed(Verdict::Allow, Reason::SelfTraffic)).bits();
     }
     let policy = flow.policy();
-    if flow.subject == 0 {
-        if let Some(workload) = policy.workload(flow.workload) {
-            flow.subject = workload.subject;
-        }
+    if flow.subject == 0
+        && let Some(workload) = policy.workload(flow.workload)
+    {
+        flow.subject = workload.subject;
     }
     let query = Query {
         subject: flow.subject,

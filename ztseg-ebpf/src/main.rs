@@ -1,11 +1,11 @@
 //! The kernel programs: entry points only. Each turns a verdict into its hook's return code.
 //!
-//! * [`socket`]: TCP and connected UDP at the cgroup hooks, state in the socket
-//! * [`table`]: everything else, state in the flow table
-//! * [`judge`]: a flow that has no valid verdict yet
-//! * [`syscall`]: early answers at `connect` and `sendmsg`
-//! * [`interface`]: TC
-//! * [`skb`], [`maps`], [`workload`], [`peer`], [`emit`]: what they stand on
+//! * [`socket`] judges TCP and connected UDP at the cgroup hooks, with the state in the socket
+//! * [`table`] judges everything else, with the state in the flow table
+//! * [`judge`] decides for a flow that has no valid verdict yet
+//! * [`syscall`] gives early answers at `connect` and `sendmsg`
+//! * [`interface`] is TC
+//! * [`skb`], [`maps`], [`workload`], [`peer`] and [`emit`] are what they stand on
 #![allow(missing_docs, reason = "the program macros make public functions without documentation")]
 #![no_std]
 #![no_main]
@@ -14,6 +14,16 @@
 #![expect(
     clippy::inline_always,
     reason = "each entry point is one program; the seams are the functions marked inline(never)"
+)]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "the kernel hands over small numbers in wide registers"
+)]
+#![expect(
+    clippy::needless_pass_by_value,
+    clippy::trivially_copy_pass_by_ref,
+    reason = "contexts come by value; the verifier follows a reference to the stack best as it is"
 )]
 
 mod emit;

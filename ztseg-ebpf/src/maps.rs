@@ -87,7 +87,7 @@ pub static BUDGETS: PerCpuArray<Budget, { FOLD_SLOTS as usize }> = PerCpuArray::
 /// A socket storage map with `BPF_F_CLONE`, which aya's own type cannot have.
 ///
 /// The layout is that of a BTF map definition: pointers whose types carry the numbers
-/// (tools/lib/bpf/bpf_helpers.h, `__uint` and `__type`).
+/// (`tools/lib/bpf/bpf_helpers.h`, `__uint` and `__type`).
 #[repr(C)]
 pub struct SocketStorage {
     r#type: *const [i32; 24],

@@ -78,11 +78,11 @@ pub extern "C" fn ztseg_interface_peer(skb: *mut __sk_buff, flow: *mut Flow) -> 
     flow.identity = peer.identity;
     flow.peer = 0;
     let key = if flow.is_outbound() { receiver(skb, flow) } else { sender(skb, flow) };
-    if key != 0 {
-        if let Some(workload) = policy.workload(key) {
-            flow.peer = key;
-            flow.identity = workload.identity;
-        }
+    if key != 0
+        && let Some(workload) = policy.workload(key)
+    {
+        flow.peer = key;
+        flow.identity = workload.identity;
     }
     1
 }

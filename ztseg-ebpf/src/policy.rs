@@ -33,7 +33,7 @@ impl Policy {
         let addr = *addr;
         if let Some(hosts) = HOSTS.get(self.slot) {
             // SAFETY: as above.
-            if let Some(peer) = unsafe { hosts.get(&addr) } {
+            if let Some(peer) = unsafe { hosts.get(addr) } {
                 return *peer;
             }
         }

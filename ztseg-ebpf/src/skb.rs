@@ -146,10 +146,7 @@ pub fn parse(skb: &Skb, offset: u32, packet: &mut Packet) -> u8 {
     }
     *packet = Packet::default();
     // Options, extension headers, headers outside the linear part, or not a packet at all.
-    #[expect(clippy::cast_possible_truncation, reason = "the number of a reason")]
-    {
-        ztseg_parse(skb.raw, offset, packet) as u8
-    }
+    ztseg_parse(skb.raw, offset, packet) as u8
 }
 
 /// As [`parse`] at a cgroup hook, where the data begins with the IP header, with a stack frame of its
@@ -192,7 +189,7 @@ pub struct Sock {
     pub raw: *mut bpf_sock,
 }
 
-/// Socket states (include/net/tcp_states.h).
+/// Socket states (`include/net/tcp_states.h`).
 pub const ESTABLISHED: u32 = 1;
 pub const SYN_SENT: u32 = 2;
 pub const CLOSE: u32 = 7;
@@ -276,14 +273,12 @@ impl Sock {
     /// The port that the socket is bound to.
     #[inline(always)]
     pub fn local_port(&self) -> Port {
-        #[expect(clippy::cast_possible_truncation, reason = "a port, in host order")]
         Port::new(sock_field!(self, "u32", src_port) as u16)
     }
 
     /// The peer's port as the socket knows it.
     #[inline(always)]
     pub fn remote_port(&self) -> Port {
-        #[expect(clippy::cast_possible_truncation, reason = "the field is 16 bits wide")]
         Port { octets: (sock_field!(self, "u16", dst_port) as u16).to_ne_bytes() }
     }
 

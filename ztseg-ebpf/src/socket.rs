@@ -33,7 +33,6 @@ pub fn created(sk: *mut bpf_sock) {
     unsafe {
         state.cgroup = bpf_get_current_cgroup_id();
         state.netns = bpf_get_netns_cookie(sk.cast());
-        #[expect(clippy::cast_possible_truncation, reason = "the user id is the lower half")]
         {
             state.uid = bpf_get_current_uid_gid() as u32;
         }
@@ -60,17 +59,16 @@ pub fn packet(skb: &Skb, hook: Hook) -> Verdict {
     if !sk.is_tcp() {
         return datagram(skb, control, sk, hook, stamp);
     }
-    if let Some(state) = SOCKETS.get(sk.raw, false) {
-        if state.stamp == stamp
-            && state.verdict == Verdict::Allow as u8
-            && state.remote_port == sk.remote_port()
-            && sk.has_remote(&state.remote)
-            && sk.state() != LISTEN
-        {
-            // A TCP socket's packets are all of one flow, and it knows its ends: nothing to parse.
-            account(state, skb, outbound);
-            return Verdict::Allow;
-        }
+    if let Some(state) = SOCKETS.get(sk.raw, false)
+        && state.stamp == stamp
+        && state.verdict == Verdict::Allow as u8
+        && state.remote_port == sk.remote_port()
+        && sk.has_remote(&state.remote)
+        && sk.state() != LISTEN
+    {
+        // A TCP socket's packets are all of one flow, and it knows its ends: nothing to parse.
+        account(state, skb, outbound);
+        return Verdict::Allow;
     }
     tcp_packet(skb, sk, hook, stamp)
 }
@@ -95,7 +93,6 @@ fn subject(skb: &Skb, sk: Sock, flow: &mut Flow) -> bool {
     // SAFETY: a plain helper call on the context.
     flow.cgroup = unsafe { bpf_skb_cgroup_id(skb.raw) };
     if let Some(state) = SOCKETS.get(sk.raw, false) {
-        #[expect(clippy::cast_possible_truncation, reason = "half of the cookie is enough here")]
         {
             flow.netns = state.netns as u32;
         }
@@ -232,17 +229,15 @@ fn datagram(skb: &Skb, control: &Control, sk: Sock, hook: Hook, stamp: u64) -> V
     let failure = skb::parse(skb, 0, &mut flow.packet);
     // A connected socket can still send elsewhere, so the packet's end counts.
     let connected = flow.packet.protocol == proto::UDP && sk.is_connected_udp();
-    if connected {
-        if let Some(state) = SOCKETS.get(sk.raw, false) {
-            if state.stamp == stamp
-                && state.verdict == Verdict::Allow as u8
-                && state.remote_port == flow.remote_port()
-                && state.remote == *flow.remote()
-            {
-                account(state, skb, flow.is_outbound());
-                return Verdict::Allow;
-            }
-        }
+    if connected
+        && let Some(state) = SOCKETS.get(sk.raw, false)
+        && state.stamp == stamp
+        && state.verdict == Verdict::Allow as u8
+        && state.remote_port == flow.remote_port()
+        && state.remote == *flow.remote()
+    {
+        account(state, skb, flow.is_outbound());
+        return Verdict::Allow;
     }
     if kernel_made(skb, sk) {
         return Verdict::Allow;
@@ -264,16 +259,14 @@ fn datagram(skb: &Skb, control: &Control, sk: Sock, hook: Hook, stamp: u64) -> V
     if table::packet::<false>(skb.raw, &mut flow, &key) == Verdict::Deny {
         return Verdict::Deny;
     }
-    if connected {
-        if let Some(state) = SOCKETS.get(sk.raw, false) {
-            // The flow is in the table, with its role; this is the short way to the same verdict.
-            state.remote = *flow.remote();
-            state.remote_port = flow.remote_port();
-            state.verdict = Verdict::Allow as u8;
-            state.role = flow.role;
-            state.peer = flow.peer;
-            state.stamp = stamp;
-        }
+    if connected && let Some(state) = SOCKETS.get(sk.raw, false) {
+        // The flow is in the table, with its role; this is the short way to the same verdict.
+        state.remote = *flow.remote();
+        state.remote_port = flow.remote_port();
+        state.verdict = Verdict::Allow as u8;
+        state.role = flow.role;
+        state.peer = flow.peer;
+        state.stamp = stamp;
     }
     Verdict::Allow
 }

@@ -38,7 +38,6 @@ pub fn early_answer(ctx: *mut bpf_sock_addr, hook: Hook) -> Verdict {
     if control.flags & CONTROL_EARLY_ANSWER == 0 {
         return Verdict::Allow;
     }
-    #[expect(clippy::cast_possible_truncation, reason = "protocols of connect and sendmsg fit")]
     let protocol = read!(ctx, protocol) as u8;
     if !matches!(protocol, proto::TCP | proto::UDP) {
         return Verdict::Allow;
@@ -53,7 +52,6 @@ pub fn early_answer(ctx: *mut bpf_sock_addr, hook: Hook) -> Verdict {
             read!(ctx, user_ip6[3]),
         ])
     };
-    #[expect(clippy::cast_possible_truncation, reason = "the port is the lower half")]
     let remote_port = Port { octets: (read!(ctx, user_port) as u16).to_ne_bytes() };
     // The wildcard address means this host; which of its addresses is not known yet.
     if remote == Addr::UNSPECIFIED || remote == Addr::v4([0; 4]) {
@@ -89,7 +87,7 @@ pub fn early_answer(ctx: *mut bpf_sock_addr, hook: Hook) -> Verdict {
     flow.loopback = u8::from(remote.is_loopback());
     let denial = certain_denial(ctx, &mut flow);
     if denial != 0 {
-        ztseg_report_call(&flow, denial);
+        ztseg_report_call(&raw const flow, denial);
         return Verdict::Deny;
     }
     Verdict::Allow
@@ -143,10 +141,10 @@ pub extern "C" fn ztseg_asked(ctx: *mut bpf_sock_addr, flow: *mut Flow) -> u32 {
         return NOBODY;
     };
     let mut workload = 0;
-    if let Some(theirs) = SOCKETS.get(held.sock().raw, false) {
-        if theirs.workload_stamp == flow.stamp {
-            workload = theirs.workload;
-        }
+    if let Some(theirs) = SOCKETS.get(held.sock().raw, false)
+        && theirs.workload_stamp == flow.stamp
+    {
+        workload = theirs.workload;
     }
     held.release();
     // A socket whose workload is not known without the packet; or one on every address, while this

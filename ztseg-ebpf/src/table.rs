@@ -140,7 +140,7 @@ fn keep(flow: &Flow, key: &FlowKey, outcome: Outcome) {
         traffic: Traffic::default(),
     };
     account(&mut state.traffic, flow.is_outbound(), bytes);
-    if FLOWS.insert(key, &state, 0).is_err() {
+    if FLOWS.insert(key, state, 0).is_err() {
         count(Counter::FlowsNotStored);
     }
 }

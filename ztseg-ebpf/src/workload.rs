@@ -27,12 +27,11 @@ fn nearest(control: &Control, policy: Policy, id_at: impl Fn(i32) -> u64) -> Opt
     let mut level = MAX_CGROUP_LEVEL;
     loop {
         if levels & (1 << level) != 0 {
-            #[expect(clippy::cast_possible_wrap, reason = "at most MAX_CGROUP_LEVEL")]
             let key = id_at(level as i32);
-            if key != 0 {
-                if let Some(workload) = policy.workload(key) {
-                    return Some(Found { key, workload });
-                }
+            if key != 0
+                && let Some(workload) = policy.workload(key)
+            {
+                return Some(Found { key, workload });
             }
         }
         if level == 0 {

@@ -44,7 +44,8 @@ pub struct Generation {
 /// had none (`timer_off` in `bpf_map_meta_equal`). So they are made here, without, before the object
 /// is loaded, which then adopts them.
 pub fn create_outer(maps: &Path) -> anyhow::Result<()> {
-    let first: [(&str, fn(&str) -> anyhow::Result<OwnedFd>); 7] = [
+    type Create = fn(&str) -> anyhow::Result<OwnedFd>;
+    let first: [(&str, Create); 7] = [
         ("WORKLOADS", |name| hash::<WorkloadKey, Workload>(name, 1, NO_PREALLOC)),
         ("SUBJECTS", |name| create::<u32, Subject>(name, MapType::Array, 1, INNER_MAP)),
         ("RULES", |name| create::<u32, Rule>(name, MapType::Array, 1, INNER_MAP)),

@@ -240,13 +240,12 @@ fn attach_filter(
     let _ = tc::qdisc_add_clsact(interface);
     let handle = TcHandle::from(TC_HANDLE);
     let ours = SchedClassifierLink::attached(interface, hook, TC_PRIORITY, handle, None)?;
-    let (link, new) = match program.attach_to_link(ours) {
-        Ok(link) => (link, false),
-        Err(_) => {
-            let options = NlOptions { priority: TC_PRIORITY, handle, classid: None };
-            let options = TcAttachOptions::Netlink(options);
-            (program.attach_with_options(interface, hook, options)?, true)
-        }
+    let (link, new) = if let Ok(link) = program.attach_to_link(ours) {
+        (link, false)
+    } else {
+        let options = NlOptions { priority: TC_PRIORITY, handle, classid: None };
+        let options = TcAttachOptions::Netlink(options);
+        (program.attach_with_options(interface, hook, options)?, true)
     };
     // The filter stays when this process ends.
     std::mem::forget(program.take_link(link)?);
