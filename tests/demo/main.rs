@@ -14,7 +14,7 @@ use std::io::{Write as _, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::scene::Scene;
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         [TALK, to] => talk::run(to),
         [] => demo(false),
         [STAY] => demo(true),
-        _ => Err(anyhow::anyhow!("usage: ztseg-demo [{STAY}]")),
+        _ => Err(anyhow!("unknown arguments; usage: ztseg-demo [{STAY}]")),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

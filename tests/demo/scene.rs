@@ -209,14 +209,16 @@ A small world, apart from this machine's own network and services:
         let socket = self.world.folder().join("ztseg.sock");
         let (socket, cgroup) = (socket.display(), self.world.cgroup_root().display());
         let (host, office) = (self.world.host.name(), self.world.peer.name());
+        let web = self.world.uplink.near(false);
         format!(
             "\
 The world stays until Ctrl-C. In another terminal:
   export ZTSEG_SOCKET={socket}
-  target/release/ztseg status             # also: workloads, events -f, apply FILE
-  ip netns exec {office} curl -k http://{}/
-  sh -c 'echo $$ > {cgroup}/web/cgroup.procs; exec ip netns exec {host} bash'   # a shell in web",
-            self.world.uplink.near(false)
+  target/release/ztseg events -f        # also: status, workloads, apply FILE
+  # from office to web: port 443 is open, 5432 is not
+  ip netns exec {office} timeout 2 bash -c '</dev/tcp/{web}/443' && echo allowed
+  # a shell in web; there: </dev/tcp/127.0.0.1/8080 is allowed, 5432 is not
+  sh -c 'echo $$ > {cgroup}/web/cgroup.procs; exec ip netns exec {host} bash'"
         )
     }
 }

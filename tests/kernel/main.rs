@@ -5,6 +5,7 @@
 //! (cgroups, network namespaces, pins) under names of its own and removes it, because tests run at
 //! the same time, and outside a virtual machine on somebody's real system.
 
+mod behind;
 mod differential;
 mod environment;
 mod matrix;
@@ -31,7 +32,8 @@ fn main() -> ExitCode {
         println!("{}", environment.describe());
     }
     let tests: Vec<(&str, Body)> =
-        [toolchain::TESTS, programs::TESTS, differential::TESTS, worlds::TESTS].concat();
+        [toolchain::TESTS, programs::TESTS, differential::TESTS, worlds::TESTS, behind::TESTS]
+            .concat();
     let mut trials: Vec<Trial> =
         tests.into_iter().map(|(name, body)| trial(name, body, &environment)).collect();
     trials.extend(matrix::tests().into_iter().map(|(name, row)| trial(name, row, &environment)));

@@ -1,6 +1,7 @@
 //! `cargo xtask demo`: the agent at work, in a small world of its own.
 
 use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
@@ -37,15 +38,13 @@ pub(crate) fn verb(workspace: &Workspace, options: &Options) -> Result<ExitCode>
 }
 
 const WHY: &str = "\
-It loads BPF programs and makes cgroups and network namespaces of its own (all removed again), \
-which needs root on a machine with cgroup2:
-  sudo -E env PATH=\"$PATH\" cargo xtask demo
-Without root, `cargo xtask vm` shows the real-kernel tests in a virtual machine.";
+It loads BPF programs, and makes cgroups and network namespaces of its own, all removed again: that \
+needs root, and cgroup2. As a user who may become root:
+  sudo -E env \"PATH=$PATH\" cargo xtask demo
+Without root, `cargo xtask vm` runs the real-kernel tests in virtual machines.";
 
-fn build_both(
-    workspace: &Workspace,
-    object: &std::path::Path,
-) -> Result<(std::path::PathBuf, std::path::PathBuf)> {
+/// Gives the files of the agent and of the demo.
+fn build_both(workspace: &Workspace, object: &Path) -> Result<(PathBuf, PathBuf)> {
     let mut cargo = build::cargo_with(workspace, object);
     // Both in one build and with the same settings: they share all that takes time.
     cargo.args(["build", "--release", "--package", "ztseg", "--bin", "ztseg"]);
