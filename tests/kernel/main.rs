@@ -6,6 +6,7 @@
 //! the same time, and outside a virtual machine on somebody's real system.
 
 mod agents;
+mod behind;
 mod commit;
 mod differential;
 mod environment;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         commit::TESTS,
         agents::TESTS,
         living::TESTS,
+        behind::TESTS,
     ]
     .concat();
     let mut trials: Vec<Trial> =

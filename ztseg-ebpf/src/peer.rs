@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::{
 };
 use ztseg_common::addr::{Addr, Port, proto};
 use ztseg_common::key::{IDENTITY_NOBODY, WorkloadKey, workload_interface};
-use ztseg_common::value::Control;
+use ztseg_common::value::{Control, WORKLOAD_HOST_SIDE};
 
 use crate::flow::Flow;
 use crate::maps::{SOCKETS, control};
@@ -16,7 +16,8 @@ use crate::workload;
 /// `BPF_F_CURRENT_NETNS`
 const CURRENT_NETNS: u64 = u64::MAX;
 
-/// Finds the peer's classes and, on this host, its workload, and sets them in the flow.
+/// Finds the peer's classes and, on this host or behind one of its interfaces, its workload, and
+/// sets them in the flow.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn ztseg_peer(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
@@ -46,6 +47,16 @@ pub extern "C" fn ztseg_peer(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
                 }
             }
             Local::Nobody | Local::Stranger => {}
+        }
+    } else if flow.netns != 0 && flow.netns == control.netns as u32 {
+        // The device says more than an address can. Its index means something in the agent's
+        // network namespace only, where the interface workloads are.
+        let key = workload_interface(Skb::new(skb).ifindex());
+        if let Some(workload) = policy.workload(key) {
+            if workload.flags & WORKLOAD_HOST_SIDE == 0 {
+                flow.peer = key;
+                flow.identity = workload.identity;
+            }
         }
     }
     1
