@@ -182,7 +182,7 @@ impl Scene {
     pub(crate) fn traces(&self) -> Vec<PathBuf> {
         let world = &self.world;
         let folders = [world.cgroup_root(), world.folder(), world.pins()].map(Path::to_owned);
-        let namespaces = [&world.host, &world.peer, &world.guest].map(|n| n.path());
+        let namespaces = [&world.host, &world.peer, &world.guest].map(ztseg_tests::world::Namespace::path);
         folders.into_iter().chain(namespaces).collect()
     }
 

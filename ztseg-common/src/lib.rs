@@ -10,7 +10,7 @@
 //!
 //! The crate is `no_std`, has no `unsafe` and knows neither aya nor the kernel. Every struct that
 //! crosses the kernel boundary is `repr(C)`, without padding and without `bool`, `Option` or
-//! enums, and zero in any field means "deny" or "not initialised" (DESIGN, invariant 5).
+//! enums, and zero in any field means "deny" or "not initialised".
 #![no_std]
 #![forbid(unsafe_code)]
 #![expect(

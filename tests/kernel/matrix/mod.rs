@@ -43,10 +43,10 @@ fn judge(at: usize, row: &Row) -> Result<()> {
     let results = results()?;
     let (report, expected) = (&results.reports[at], row.expected());
     let own: Vec<&Value> = results.events.iter().filter(|event| is_of(event, row)).collect();
-    let events = || own.iter().map(|event| format!("\n{event}")).collect::<String>();
+    let events = || own.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
     ensure!(
         expected.outcomes.contains(&report.outcome),
-        "the client saw {report:?}, expected one of {:?}; events:{}",
+        "the client saw {report:?}, expected one of {:?}; events:\n{}",
         expected.outcomes,
         events()
     );

@@ -89,11 +89,25 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, DatapathError> {
     for name in OUTER.into_iter().chain(PINNED_MAPS) {
         loader.map_pin_path(name, pins.maps().join(name));
     }
+    warn_of_other_size(&pins.maps().join("FLOWS"), flows);
     let mut ebpf = loader.load(bytes).map_err(|e| kernel("loading the kernel object", e))?;
     for (name, program) in ebpf.programs_mut() {
         load_program(program).map_err(|e| kernel(&format!("loading the program {name}"), e))?;
     }
     Ok(ebpf)
+}
+
+/// A pinned map keeps its size, and with it its flows.
+fn warn_of_other_size(pin: &Path, wanted: u32) {
+    let size = sys::open_pinned(pin).and_then(|map| Ok(sys::map_info(map.as_fd())?.max_entries));
+    if let Ok(size) = size
+        && size != wanted
+    {
+        tracing::warn!(
+            "the flow table that is in force has {size} entries, capacity.flows is {wanted}; it \
+             takes effect after `ztseg detach` (flows that are open then are judged anew)"
+        );
+    }
 }
 
 fn load_program(program: &mut Program) -> anyhow::Result<()> {
