@@ -5,7 +5,6 @@
 
 use std::io::{ErrorKind, Read as _, Write as _, stdin, stdout};
 use std::net::{SocketAddr, TcpStream};
-use std::process::ChildStdin;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -20,7 +19,6 @@ const SLACK: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Talk {
     process: Process,
-    stdin: ChildStdin,
 }
 
 impl Talk {
@@ -28,14 +26,13 @@ impl Talk {
     pub(crate) fn start(place: &Place, to: SocketAddr) -> Result<Self> {
         let own = std::env::current_exe().context("this program's file is unknown")?;
         let mut process = place.spawn(own, &[super::TALK, &to.to_string()])?;
-        let stdin = process.stdin().context("the client has no standard input")?;
         process.wait_for_output("connected", SLACK)?;
-        Ok(Self { process, stdin })
+        Ok(Self { process })
     }
 
     /// Sends a message; gives how many of those so far are answered after at most `patience`.
     pub(crate) fn say(&mut self, patience: Duration) -> Result<String> {
-        writeln!(self.stdin, "{}", patience.as_millis()).context("the client is gone")?;
+        self.process.say(&patience.as_millis().to_string()).context("the client is gone")?;
         self.process.wait_for_output("/", patience + SLACK)
     }
 }

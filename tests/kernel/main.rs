@@ -5,9 +5,12 @@
 //! (cgroups, network namespaces, pins) under names of its own and removes it, because tests run at
 //! the same time, and outside a virtual machine on somebody's real system.
 
+mod agents;
 mod behind;
+mod commit;
 mod differential;
 mod environment;
+mod living;
 mod matrix;
 mod programs;
 mod toolchain;
@@ -31,9 +34,17 @@ fn main() -> ExitCode {
     if !arguments.list {
         println!("{}", environment.describe());
     }
-    let tests: Vec<(&str, Body)> =
-        [toolchain::TESTS, programs::TESTS, differential::TESTS, worlds::TESTS, behind::TESTS]
-            .concat();
+    let tests: Vec<(&str, Body)> = [
+        toolchain::TESTS,
+        programs::TESTS,
+        differential::TESTS,
+        worlds::TESTS,
+        commit::TESTS,
+        agents::TESTS,
+        living::TESTS,
+        behind::TESTS,
+    ]
+    .concat();
     let mut trials: Vec<Trial> =
         tests.into_iter().map(|(name, body)| trial(name, body, &environment)).collect();
     trials.extend(matrix::tests().into_iter().map(|(name, row)| trial(name, row, &environment)));

@@ -119,7 +119,7 @@ impl Agent {
     /// Runs a client verb; gives its status, standard output and standard error.
     pub fn command(&self, args: &[&str]) -> Result<(Option<i32>, String, String)> {
         let socket = self.socket.to_string_lossy();
-        let args: Vec<&str> = args.iter().copied().chain(["--socket", &*socket]).collect();
+        let args: Vec<&str> = args.iter().copied().chain(["--socket", &socket]).collect();
         let (status, out, err) = self.place.spawn(&self.executable, &args)?.wait(COMMAND)?;
         Ok((status.code(), out, err))
     }
@@ -169,7 +169,16 @@ impl Agent {
 
     /// Asks the status until `is_so`, and gives it.
     pub fn wait_for_status(&self, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
-        let deadline = Instant::now() + EVENT;
+        self.wait_for_status_within(EVENT, is_so)
+    }
+
+    /// As [`Agent::wait_for_status`], within another time.
+    pub fn wait_for_status_within(
+        &self,
+        limit: Duration,
+        is_so: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        let deadline = Instant::now() + limit;
         loop {
             let status = self.status()?;
             if is_so(&status) {

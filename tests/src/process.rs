@@ -1,10 +1,11 @@
 //! Children in a cgroup and a namespace of the world.
 
 use std::ffi::OsStr;
-use std::io::{BufRead as _, BufReader, Read};
+use std::fmt;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -85,9 +86,15 @@ impl Process {
         self.child.id()
     }
 
-    /// Its standard input, once.
-    pub fn stdin(&mut self) -> Option<ChildStdin> {
-        self.child.stdin.take()
+    /// Writes a line to its standard input.
+    pub fn say(&mut self, line: &str) -> Result<()> {
+        let stdin = self.child.stdin.as_mut().context("its standard input is closed")?;
+        writeln!(stdin, "{line}").with_context(|| format!("{} does not read", self.name))
+    }
+
+    /// Closes its standard input, which tells a tool of this program to end.
+    pub fn end_input(&mut self) {
+        self.child.stdin = None;
     }
 
     /// Waits for a line on standard output that contains `text`, and gives it.
@@ -141,7 +148,11 @@ impl Process {
         let mut text = String::new();
         for (what, lines) in [("standard output", &self.out), ("standard error", &self.err)] {
             if !lines.is_empty() {
-                text += &format!("\n  {what}:\n    {}", lines.join("\n    "));
+                // Writing to a string does not fail.
+                let _ = fmt::Write::write_fmt(
+                    &mut text,
+                    format_args!("\n  {what}:\n    {}", lines.join("\n    ")),
+                );
             }
         }
         text

@@ -62,8 +62,8 @@ fn tcp(probe: &Probe, patience: Duration) -> io::Result<()> {
     std::thread::scope(|scope| {
         let write = scope.spawn(|| writer.write_all(&sent));
         let read = socket.read_exact(&mut received);
-        let wrote = write.join().unwrap_or_else(|_| Err(io::Error::other("the writer panicked")));
-        wrote.and(read)
+        let written = write.join().unwrap_or_else(|_| Err(io::Error::other("the writer panicked")));
+        written.and(read)
     })?;
     same(&sent, &received)
 }

@@ -2,6 +2,7 @@
 
 mod client;
 mod icmp;
+mod newborn;
 mod server;
 mod stream;
 pub(crate) mod tool;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+pub use self::newborn::{Newborn, newborn};
 pub use self::server::{Listen, Server};
 pub use self::stream::{Counts, Stream, StreamKind};
 use crate::process::{Place, Process};

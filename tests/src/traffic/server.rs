@@ -1,7 +1,7 @@
 //! Servers that send back what they get, and count it.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, Read as _, Write as _, stdin};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::last_line;
-use super::tool::{say, wait_for_the_end};
+use super::tool::say;
 use crate::process::{Place, Process};
 
 /// What a server listens on.
@@ -60,9 +60,16 @@ impl Server {
         Ok(Self { process })
     }
 
-    /// Ends it; how many TCP connections or datagrams came in, by what it listened on.
+    /// How much came in so far, by what it listens on: datagrams, or connections and bytes of TCP.
+    pub fn counts(&mut self) -> Result<BTreeMap<String, u64>> {
+        self.process.say("counts")?;
+        let line = self.process.wait_for_output("{", Duration::from_secs(20))?;
+        serde_json::from_str(&line).with_context(|| format!("the server said: {line}"))
+    }
+
+    /// Ends it; how much came in.
     pub fn finish(mut self) -> Result<BTreeMap<String, u64>> {
-        drop(self.process.stdin());
+        self.process.end_input();
         last_line(self.process)
     }
 }
@@ -86,10 +93,13 @@ pub(super) fn run(listen: &[&str]) -> Result<()> {
         }
     }
     say(&"listening")?;
-    wait_for_the_end();
-    let counts: BTreeMap<_, _> =
-        counts.into_iter().map(|(text, count)| (text, count.load(Ordering::Relaxed))).collect();
-    say(&counts)
+    let now = || -> BTreeMap<&String, u64> {
+        counts.iter().map(|(text, count)| (text, count.load(Ordering::Relaxed))).collect()
+    };
+    for _ in stdin().lock().lines() {
+        say(&now())?;
+    }
+    say(&now())
 }
 
 fn bind(address: SocketAddr, kind: Type) -> std::io::Result<Socket> {
@@ -111,12 +121,14 @@ fn bind(address: SocketAddr, kind: Type) -> std::io::Result<Socket> {
     Ok(socket)
 }
 
-fn accept(listener: &TcpListener, count: &AtomicU64) {
+fn accept(listener: &TcpListener, count: &Arc<AtomicU64>) {
     for mut stream in listener.incoming().flatten() {
         count.fetch_add(1, Ordering::Relaxed);
+        let count = Arc::clone(count);
         thread::spawn(move || {
-            let mut buffer = [0; 16384];
+            let mut buffer = vec![0; 16384];
             while let Ok(n) = stream.read(&mut buffer) {
+                count.fetch_add(n as u64, Ordering::Relaxed);
                 if n == 0 || stream.write_all(&buffer[..n]).is_err() {
                     break;
                 }
@@ -126,7 +138,7 @@ fn accept(listener: &TcpListener, count: &AtomicU64) {
 }
 
 fn echo_datagrams(socket: &UdpSocket, count: &AtomicU64) {
-    let mut buffer = [0; 65536];
+    let mut buffer = vec![0; 65536];
     loop {
         // An error is an ICMP error for an earlier answer.
         let Ok((n, from)) = socket.recv_from(&mut buffer) else { continue };

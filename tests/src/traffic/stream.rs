@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -65,7 +66,7 @@ impl Stream {
 
     /// Ends it; the last answers are waited for.
     pub fn finish(mut self) -> Result<Counts> {
-        drop(self.process.stdin());
+        self.process.end_input();
         last_line(self.process)
     }
 }
@@ -94,19 +95,18 @@ impl Shared {
 /// The child's side.
 pub(super) fn run(kind: StreamKind, to: SocketAddr, interval_us: u64) -> Result<()> {
     let interval = Duration::from_micros(interval_us);
-    let shared = Shared::default();
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            wait_for_the_end();
-            shared.stop.store(true, Ordering::Relaxed);
-        });
-        match kind {
-            StreamKind::Tcp => tcp(&shared, to, interval),
-            StreamKind::Udp => udp(&shared, to, interval, true),
-            StreamKind::UdpUnconnected => udp(&shared, to, interval, false),
-            StreamKind::TcpConnects => connects(&shared, to, interval),
-        }
-    })?;
+    let shared = Arc::new(Shared::default());
+    let stopped = Arc::clone(&shared);
+    thread::spawn(move || {
+        wait_for_the_end();
+        stopped.stop.store(true, Ordering::Relaxed);
+    });
+    match kind {
+        StreamKind::Tcp => tcp(&shared, to, interval),
+        StreamKind::Udp => udp(&shared, to, interval, true),
+        StreamKind::UdpUnconnected => udp(&shared, to, interval, false),
+        StreamKind::TcpConnects => connects(&shared, to, interval),
+    }?;
     let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
     say(&Counts {
         sent: count(&shared.sent),
@@ -119,6 +119,8 @@ fn tcp(shared: &Shared, to: SocketAddr, interval: Duration) -> Result<()> {
     let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))
         .with_context(|| format!("cannot connect to {to}"))?;
     stream.set_nodelay(true)?;
+    // A connection that stands still fills the buffers.
+    stream.set_write_timeout(Some(Duration::from_secs(1)))?;
     let mut reader = stream.try_clone()?;
     reader.set_read_timeout(Some(Duration::from_secs(5)))?;
     say(&"sending")?;
@@ -150,9 +152,8 @@ fn tcp(shared: &Shared, to: SocketAddr, interval: Duration) -> Result<()> {
 fn udp(shared: &Shared, to: SocketAddr, interval: Duration, connected: bool) -> Result<()> {
     let local: SocketAddr = if to.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
     let socket = UdpSocket::bind(local)?;
-    if connected {
-        socket.connect(to)?;
-    }
+    // A refused connection is tried again with each message.
+    let mut connected_to = connected.then(|| socket.connect(to).is_ok());
     socket.set_read_timeout(Some(STRAGGLERS))?;
     say(&"sending")?;
     let sending = AtomicBool::new(true);
@@ -171,8 +172,14 @@ fn udp(shared: &Shared, to: SocketAddr, interval: Duration, connected: bool) -> 
         let mut number = 0u64;
         while shared.goes_on() {
             let message = number.to_be_bytes();
-            let sent = if connected { socket.send(&message) } else { socket.send_to(&message, to) };
-            shared.sent(sent.is_ok());
+            let sent = match &mut connected_to {
+                None => socket.send_to(&message, to).is_ok(),
+                Some(connected) => {
+                    *connected = *connected || socket.connect(to).is_ok();
+                    *connected && socket.send(&message).is_ok()
+                }
+            };
+            shared.sent(sent);
             number += 1;
             thread::sleep(interval);
         }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::prctl;
 use serde::Serialize;
 
-use super::{Probe, client, server, stream};
+use super::{Probe, client, newborn, server, stream};
 
 /// Runs the tool `args[0]`.
 pub(crate) fn run(args: &[String]) -> Result<()> {
@@ -26,6 +26,9 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         ["serve", ref listen @ ..] => server::run(listen),
         ["stream", kind, to, interval_us] => {
             stream::run(serde_json::from_str(kind)?, to.parse()?, interval_us.parse()?)
+        }
+        ["newborn", parent, count, first, second] => {
+            newborn::run(Path::new(parent), count.parse()?, first.parse()?, second.parse()?)
         }
         ["sysctl", name, value] => {
             let file = Path::new("/proc/sys/net").join(name);

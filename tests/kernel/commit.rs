@@ -1,0 +1,207 @@
+//! A commit is atomic: under traffic, no packet meets half of a policy.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use ztseg_tests::agent::Agent;
+use ztseg_tests::process::Place;
+use ztseg_tests::traffic::{Listen, Server, Stream, StreamKind};
+use ztseg_tests::world::World;
+
+use crate::Body;
+use crate::environment::Environment;
+
+/// The tests of this file.
+pub(crate) const TESTS: &[(&str, Body)] = &[
+    ("commit::two_hundred_policies_under_traffic", two_hundred_policies_under_traffic),
+    ("commit::a_revocation_hits_live_flows", a_revocation_hits_live_flows),
+];
+
+/// How many policies are put in force.
+const POLICIES: u64 = 200;
+/// Allowed by every policy.
+const ALLOWED: u16 = 2000;
+/// Denied by every policy, at the client's end.
+const DENIED_OUT: u16 = 2001;
+/// Denied by every policy, at the server's end.
+const DENIED_IN: u16 = 2002;
+
+const KINDS: [StreamKind; 4] =
+    [StreamKind::Tcp, StreamKind::Udp, StreamKind::UdpUnconnected, StreamKind::TcpConnects];
+
+/// The same flows are allowed and denied, but by other rules, ranks, classes and entries. Of each
+/// pair of policies, mixed halves would allow what both deny, or deny what both allow: in the odd
+/// ones the numbers of the even ones' allowed classes belong to what is denied.
+fn policy(number: u64) -> Result<String> {
+    let mut text = "
+apiVersion: ztseg.io/v1
+kind: SegmentPolicy
+metadata: { name: commit }
+spec:
+  segments:
+    app: { match: [ { cgroup: /app } ] }
+    open: { isolation: [], match: [ { cgroup: /open } ] }
+"
+    .to_owned();
+    let more = if number.is_multiple_of(2) { 0..0 } else { 0..40 };
+    for n in more.clone() {
+        writeln!(
+            text,
+            "    aa{n}: {{ match: [ {{ cgroup: /other/n{n} }}, {{ cgroup: /app/n{n} }} ] }}"
+        )?;
+    }
+    writeln!(text, "  deny:")?;
+    for n in more.clone() {
+        writeln!(
+            text,
+            "    - {{ name: no{n}, from: app, to: 203.0.113.{n}/32, ports: [udp/{}, tcp/1] }}",
+            2100 + n
+        )?;
+    }
+    writeln!(
+        text,
+        "    - {{ name: out, from: app, to: any, ports: [tcp/{DENIED_OUT}, udp/{DENIED_OUT}] }}"
+    )?;
+    writeln!(text, "  allow:")?;
+    for n in more {
+        writeln!(
+            text,
+            "    - {{ name: yes{n}, from: aa{n}, to: 203.0.113.0/24, ports: [tcp/{}] }}",
+            2000 + n + 3
+        )?;
+    }
+    let peers = if number.is_multiple_of(2) { "any" } else { "[\"0.0.0.0/0\", \"::/0\", open]" };
+    writeln!(
+        text,
+        "    - {{ name: to, from: app, to: {peers}, ports: [tcp/{ALLOWED}, udp/{ALLOWED}] }}"
+    )?;
+    writeln!(
+        text,
+        "    - {{ name: in, from: {peers}, to: app, ports: [tcp/{ALLOWED}, udp/{ALLOWED}] }}"
+    )?;
+    writeln!(
+        text,
+        "    - {{ name: wide, from: app, to: {peers}, ports: [tcp/{DENIED_OUT}, udp/{DENIED_OUT}] }}"
+    )?;
+    Ok(text)
+}
+
+/// Every kind of stream from `from` to `to`.
+fn streams(from: &Place, to: SocketAddr, kinds: &[StreamKind]) -> Result<Vec<(String, Stream)>> {
+    let interval = Duration::from_millis(2);
+    let start = |kind: &StreamKind| {
+        let stream = Stream::start(from, *kind, to, interval);
+        Ok((format!("{kind:?} to {to}"), stream.with_context(|| format!("{kind:?} to {to}"))?))
+    };
+    kinds.iter().map(start).collect()
+}
+
+fn two_hundred_policies_under_traffic(_: &Environment) -> Result<()> {
+    let world = World::new()?;
+    let (app, open) = (world.workload("/app")?, world.workload("/open")?);
+    let peer = world.peer.place();
+    let agent = Agent::start(&world, &policy(0)?)?;
+    let listen = |address: IpAddr, ports: &[u16]| -> Vec<Listen> {
+        let both = |port: &u16| {
+            [Listen::Tcp((address, *port).into()), Listen::Udp((address, *port).into())]
+        };
+        ports.iter().flat_map(both).collect()
+    };
+    let (loopback, near): (IpAddr, IpAddr) = ("127.0.0.1".parse()?, world.uplink.near(true));
+    let far = world.uplink.far(true);
+    let servers = [
+        Server::start(&open, &listen(loopback, &[ALLOWED, DENIED_OUT]))?,
+        Server::start(&peer, &listen(far, &[ALLOWED, DENIED_OUT]))?,
+        Server::start(&app, &listen(near, &[ALLOWED, DENIED_IN]))?,
+    ];
+
+    let mut allowed = streams(&app, (loopback, ALLOWED).into(), &KINDS)?;
+    allowed.extend(streams(&app, (far, ALLOWED).into(), &KINDS)?);
+    allowed.extend(streams(&peer, (near, ALLOWED).into(), &KINDS)?);
+    // A connection that is denied never stands, so there is no stream on one.
+    let mut denied = streams(&app, (loopback, DENIED_OUT).into(), &KINDS[1..])?;
+    denied.extend(streams(&app, (far, DENIED_OUT).into(), &KINDS[1..])?);
+    denied.extend(streams(&peer, (near, DENIED_IN).into(), &KINDS[1..])?);
+
+    let before = agent.status()?["generation"].as_u64().context("no generation")?;
+    for number in 1..=POLICIES {
+        agent.apply(&policy(number)?)?;
+    }
+    let after = agent.status()?["generation"].as_u64().context("no generation")?;
+    ensure!(after == before + POLICIES, "{} generations, not {POLICIES}", after - before);
+    // What passes late would pass now.
+    thread::sleep(Duration::from_millis(100));
+
+    let mut wrong = String::new();
+    for (name, stream) in allowed {
+        let counts = stream.finish().with_context(|| name.clone())?;
+        if counts.received != counts.sent || counts.errors != 0 || counts.sent < 100 {
+            writeln!(wrong, "allowed, but not all came back: {name}: {counts:?}")?;
+        }
+    }
+    for (name, stream) in denied {
+        let counts = stream.finish().with_context(|| name.clone())?;
+        if counts.received != 0 || counts.sent < 2 {
+            writeln!(wrong, "denied, but some came back: {name}: {counts:?}")?;
+        }
+    }
+    for server in servers {
+        for (port, count) in server.finish()? {
+            if count != 0 && !port.ends_with(&format!(":{ALLOWED}")) {
+                writeln!(wrong, "denied, but {count} arrived at {port}")?;
+            }
+        }
+    }
+    ensure!(wrong.is_empty(), "{wrong}");
+    Ok(())
+}
+
+/// The subject's direction of a flow that is to be revoked.
+const REVOKED: &str = "
+apiVersion: ztseg.io/v1
+kind: SegmentPolicy
+metadata: { name: revoked }
+spec:
+  segments:
+    app: { match: [ { cgroup: /app } ] }
+    guest: { match: [ { interface: zt-tap0 } ] }
+";
+
+/// From the moment that the apply returns, nothing arrives: at a cgroup's sockets, old and new, and
+/// behind an interface. When the flow is allowed again, it goes on.
+fn a_revocation_hits_live_flows(_: &Environment) -> Result<()> {
+    let world = World::new()?;
+    let allowing = format!("{REVOKED}  allow: [ {{ from: [app, guest], to: any }} ]\n");
+    let agent = Agent::start(&world, &allowing)?;
+    let to = SocketAddr::from((world.uplink.far(false), ALLOWED));
+    let mut server = Server::start(&world.peer.place(), &[Listen::Tcp(to), Listen::Udp(to)])?;
+    let mut all = streams(&world.workload("/app")?, to, &KINDS[..3])?;
+    all.extend(streams(&world.guest.place(), to, &KINDS[..3])?);
+    let mut counts = || Ok::<Vec<u64>, anyhow::Error>(server.counts()?.into_values().collect());
+    for _ in 0..3 {
+        agent.apply(REVOKED)?;
+        // What was let through before is read by now.
+        thread::sleep(Duration::from_millis(20));
+        let before = counts()?;
+        thread::sleep(Duration::from_millis(200));
+        let after = counts()?;
+        ensure!(before == after, "denied, but {before:?} became {after:?}");
+        agent.apply(&allowing)?;
+        // TCP tries again after a while, which doubles.
+        let start = Instant::now();
+        while counts()?.iter().zip(&after).any(|(now, after)| now <= after) {
+            ensure!(start.elapsed() < Duration::from_secs(10), "allowed, but not all goes on");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    for (name, stream) in all {
+        let counts = stream.finish()?;
+        // TCP makes good what was lost.
+        let whole = counts.received == counts.sent;
+        ensure!(whole == name.starts_with("Tcp"), "{name}: {counts:?}");
+    }
+    Ok(())
+}
