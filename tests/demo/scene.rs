@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use ztseg_tests::agent::Agent;
 use ztseg_tests::process::Place;
 use ztseg_tests::traffic::{Listen, Server};
-use ztseg_tests::world::World;
+use ztseg_tests::world::{Namespace, World};
 
 use crate::interrupt::Interrupt;
 
@@ -182,7 +182,7 @@ impl Scene {
     pub(crate) fn traces(&self) -> Vec<PathBuf> {
         let world = &self.world;
         let folders = [world.cgroup_root(), world.folder(), world.pins()].map(Path::to_owned);
-        let namespaces = [&world.host, &world.peer, &world.guest].map(ztseg_tests::world::Namespace::path);
+        let namespaces = [&world.host, &world.peer, &world.guest].map(Namespace::path);
         folders.into_iter().chain(namespaces).collect()
     }
 

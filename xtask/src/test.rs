@@ -55,16 +55,21 @@ pub(crate) fn build(workspace: &Workspace) -> Result<Built> {
     Ok(Built { object, agent, tests })
 }
 
-/// Unit, property and documentation tests: every package that builds on the host but the
+/// Unit, property and documentation tests: every package that builds on the host, but not the
 /// real-kernel tests. They need no kernel object; with one, they share the build of what does.
 pub(crate) fn unit(workspace: &Workspace, object: Option<&Path>) -> Result<Tally> {
-    let mut cargo = match object {
+    let cargo = || match object {
         Some(object) => build::cargo_with(workspace, object),
         None => workspace.cargo(),
     };
-    cargo.args(["test", "--no-fail-fast", "--workspace"]);
-    cargo.args(["--exclude", "ztseg-tests", "--exclude", "ztseg-ebpf"]);
-    tallied(&mut cargo, UNIT_LIMIT, "the unit and property tests")
+    let mut all = cargo();
+    all.args(["test", "--no-fail-fast", "--workspace"]);
+    all.args(["--exclude", "ztseg-tests", "--exclude", "ztseg-ebpf"]);
+    let mut tally = tallied(&mut all, UNIT_LIMIT, "the unit and property tests")?;
+    let mut library = cargo();
+    library.args(["test", "--package", "ztseg-tests", "--lib"]);
+    tally.add(&tallied(&mut library, UNIT_LIMIT, "the unit tests of the test library")?);
+    Ok(tally)
 }
 
 /// The real-kernel tests: on this kernel where that is possible, else in a virtual machine, else
