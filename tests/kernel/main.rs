@@ -9,6 +9,7 @@ mod agents;
 mod commit;
 mod differential;
 mod environment;
+mod flows;
 mod living;
 mod matrix;
 mod programs;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         commit::TESTS,
         agents::TESTS,
         living::TESTS,
+        flows::TESTS,
     ]
     .concat();
     let mut trials: Vec<Trial> =
