@@ -164,14 +164,25 @@ pub struct FlowKey {
     /// Zero.
     pub zero: [u8; 3],
     /// Where the subject was seen, so that equal addresses in different places are different flows:
-    /// [`crate::value::Workload::index`], or at TC the interface index with [`SCOPE_INTERFACE`].
+    /// see [`scope`].
     pub scope: u32,
     /// The low half of the network namespace cookie at cgroup hooks; zero at TC.
     pub netns: u32,
 }
 
-/// Set in [`FlowKey::scope`] where the rest is an interface index.
-pub const SCOPE_INTERFACE: u32 = 1 << 31;
+const SCOPE_INTERFACE: u32 = 1 << 31;
+
+/// [`FlowKey::scope`] of a workload: its cgroup id or interface index, with a bit to tell them apart.
+///
+/// The number outlives an agent, so that the next one's flows are the same flows. cgroup ids are
+/// given out one after the other; two that share their low 31 bits in one network namespace would
+/// have to be made two thousand million cgroups apart.
+#[inline(always)]
+pub const fn scope(key: WorkloadKey) -> u32 {
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
+    let low = key as u32;
+    if key & INTERFACE != 0 { low | SCOPE_INTERFACE } else { low & !SCOPE_INTERFACE }
+}
 
 const _: () = {
     assert!(size_of::<EntryKey>() == 12);
@@ -208,6 +219,7 @@ mod tests {
     fn interface_keys_are_apart_from_cgroup_ids() {
         assert_eq!(interface_of(workload_interface(7)), Some(7));
         assert_eq!(interface_of(7), None);
+        assert_ne!(scope(workload_interface(7)), scope(7));
     }
 
     #[test]

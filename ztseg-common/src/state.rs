@@ -91,9 +91,7 @@ pub struct SocketState {
     /// The peer's port as the packets carry it.
     pub wire_port: Port,
     /// Zero.
-    pub zero: u16,
-    /// [`crate::value::Workload::index`] of `workload`.
-    pub index: u32,
+    pub zero: [u16; 3],
 }
 
 /// The state of a flow in the flow table.

@@ -12,10 +12,10 @@ pub struct Workload {
     pub subject: u32,
     /// Identity class: how rules see it where it is the peer.
     pub identity: u32,
-    /// The agent's own number for it, stable over generations; never zero.
-    pub index: u32,
     /// [`WORKLOAD_HOST_SIDE`]; set by the datapath, for interfaces.
     pub flags: u32,
+    /// Zero.
+    pub zero: u32,
 }
 
 /// Flag of a [`Workload`]: the workload is this host's side of the interface (a network card), so

@@ -95,7 +95,7 @@ fn report<const CALL: bool>(control: &Control, flow: &Flow, kind: EventKind, out
         count(Counter::EventsFolded);
         return;
     }
-    let Some(budget) = BUDGETS.get_ptr_mut(flow.scope & (FOLD_SLOTS - 1)) else { return };
+    let Some(budget) = BUDGETS.get_ptr_mut(flow.workload as u32 & (FOLD_SLOTS - 1)) else { return };
     // SAFETY: as above.
     let budget = unsafe { &mut *budget };
     if budget.window != window {

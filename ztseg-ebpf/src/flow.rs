@@ -1,7 +1,7 @@
 //! One packet's flow, as its subject sees it.
 
 use ztseg_common::addr::{Addr, Port, proto};
-use ztseg_common::key::{FlowKey, WorkloadKey};
+use ztseg_common::key::{FlowKey, WorkloadKey, scope};
 use ztseg_common::packet::Packet;
 use ztseg_common::state::Role;
 use ztseg_common::value::Peer;
@@ -27,8 +27,6 @@ pub struct Flow {
     pub packet: Packet,
     /// Subject class; zero as long as it is not known.
     pub subject: u32,
-    /// See [`FlowKey::scope`].
-    pub scope: u32,
     /// See [`FlowKey::netns`].
     pub netns: u32,
     /// The peer's classes; zeros as long as they are not known.
@@ -42,7 +40,7 @@ pub struct Flow {
     pub outbound: u8,
     /// Over the loopback device: the peer's socket is in this network namespace.
     pub loopback: u8,
-    pub zero: u32,
+    pub zero: [u32; 2],
 }
 
 const _: () = assert!(size_of::<Flow>() == 104);
@@ -59,7 +57,6 @@ impl Flow {
             peer: 0,
             packet: Packet::default(),
             subject: 0,
-            scope: 0,
             netns: 0,
             identity: 0,
             address: 0,
@@ -67,7 +64,7 @@ impl Flow {
             role: if outbound { Role::Initiator as u8 } else { Role::Responder as u8 },
             outbound: u8::from(outbound),
             loopback: 0,
-            zero: 0,
+            zero: [0; 2],
         }
     }
 
@@ -175,16 +172,25 @@ impl Flow {
     /// The key in the flow table.
     #[inline(always)]
     pub fn key(&self) -> FlowKey {
-        table_key(&self.packet, self.is_outbound(), self.scope, self.netns)
+        table_key(&self.packet, self.is_outbound(), self.workload, self.netns)
     }
 }
 
 /// The key of a packet in the flow table.
 #[inline(always)]
-pub fn table_key(packet: &Packet, outbound: bool, scope: u32, netns: u32) -> FlowKey {
+pub fn table_key(packet: &Packet, outbound: bool, workload: WorkloadKey, netns: u32) -> FlowKey {
     let (local_port, remote_port) = packet.flow_ports(outbound);
     let (local, remote) =
         if outbound { (packet.src, packet.dst) } else { (packet.dst, packet.src) };
     let protocol = packet.protocol;
-    FlowKey { local, remote, local_port, remote_port, protocol, zero: [0; 3], scope, netns }
+    FlowKey {
+        local,
+        remote,
+        local_port,
+        remote_port,
+        protocol,
+        zero: [0; 3],
+        scope: scope(workload),
+        netns,
+    }
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use ztseg_common::addr::proto;
-use ztseg_common::key::{SCOPE_INTERFACE, workload_interface};
+use ztseg_common::key::workload_interface;
 use ztseg_common::packet::{Packet, Reader, ethertype};
 use ztseg_common::value::{CONTROL_WHOLE_HIERARCHY, Control, WORKLOAD_HOST_SIDE};
 use ztseg_common::verdict::{Hook, Reason, Verdict};
@@ -33,14 +33,12 @@ pub fn packet(skb: &Skb, hook: Hook, link_header: u32) -> Verdict {
         ethertype::VLAN | ethertype::QINQ => parse_tagged(skb, link_header, &mut flow.packet),
         _ => Reason::UnknownEthertype as u8,
     };
-    let ifindex = skb.ifindex();
-    flow.scope = SCOPE_INTERFACE | ifindex;
+    flow.workload = workload_interface(skb.ifindex());
     let key = flow.key();
     let outbound = flow.is_outbound();
     if failure == 0 && table::known(control, stamp, &key, outbound, flow.packet.length) {
         return Verdict::Allow;
     }
-    flow.workload = workload_interface(ifindex);
     // No longer a workload: about to be detached.
     let Some(workload) = Policy::of(stamp).workload(flow.workload) else { return Verdict::Allow };
     flow.subject = workload.subject;

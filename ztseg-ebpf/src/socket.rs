@@ -42,7 +42,6 @@ pub fn created(sk: *mut bpf_sock) {
         let stamp = maps::stamp(control);
         if let Some(found) = workload::of_task(control, Policy::of(stamp)) {
             state.workload = found.key;
-            state.index = found.workload.index;
             state.workload_stamp = stamp;
         }
     }
@@ -98,7 +97,6 @@ fn subject(skb: &Skb, sk: Sock, flow: &mut Flow) -> bool {
         }
         if state.workload_stamp == flow.stamp {
             flow.workload = state.workload;
-            flow.scope = state.index;
             return true;
         }
     }
@@ -107,7 +105,6 @@ fn subject(skb: &Skb, sk: Sock, flow: &mut Flow) -> bool {
     }
     if let Some(state) = SOCKETS.get(sk.raw, false) {
         state.workload = flow.workload;
-        state.index = flow.scope;
         state.workload_stamp = flow.stamp;
     }
     true

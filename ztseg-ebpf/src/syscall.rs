@@ -83,7 +83,6 @@ pub fn early_answer(ctx: *mut bpf_sock_addr, hook: Hook) -> Verdict {
     flow.packet.dst_port = remote_port;
     flow.packet.protocol = protocol;
     flow.subject = found.workload.subject;
-    flow.scope = found.workload.index;
     flow.loopback = u8::from(remote.is_loopback());
     let denial = certain_denial(ctx, &mut flow);
     if denial != 0 {

@@ -166,7 +166,7 @@ pub extern "C" fn ztseg_quotes_flow(skb: *mut __sk_buff, flow: *const Flow) -> u
         return 0;
     }
     // What an incoming error quotes went out.
-    let key = table_key(&quoted, !flow.is_outbound(), flow.scope, flow.netns);
+    let key = table_key(&quoted, !flow.is_outbound(), flow.workload, flow.netns);
     // SAFETY: a plain helper call.
     u32::from(fresh(&key, control, unsafe { bpf_jiffies64() }).is_some())
 }

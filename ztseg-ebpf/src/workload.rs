@@ -53,7 +53,6 @@ pub extern "C" fn ztseg_workload(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
     let Some(found) = nearest(control, flow.policy(), id_at) else { return 0 };
     flow.workload = found.key;
     flow.subject = found.workload.subject;
-    flow.scope = found.workload.index;
     1
 }
 

@@ -298,10 +298,9 @@ mod tests {
         let memberships: Vec<_> = (1..)
             .zip(sets)
             .map(|(index, set)| Membership {
-                key: index.into(),
+                key: index,
                 name: format!("/w{index}"),
                 level: Some(1),
-                index,
                 segments: set.iter().copied().map(SegmentId).collect(),
             })
             .collect();

@@ -96,7 +96,6 @@ impl<E: Enforcer> Core<E> {
                 kind: kind.into(),
                 id,
                 segments: resolved_names(&self.running.resolved, &member.segments),
-                index: member.index,
             }
         };
         let mut list: Vec<_> = self.inventory.memberships().map(info).collect();

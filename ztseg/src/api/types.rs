@@ -152,8 +152,6 @@ pub struct WorkloadInfo {
     pub id: u64,
     /// The names of its segments.
     pub segments: Vec<String>,
-    /// The agent's own number for it, stable over generations.
-    pub index: u32,
 }
 
 /// A moment and what went wrong then.

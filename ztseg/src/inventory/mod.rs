@@ -48,9 +48,6 @@ pub struct Membership {
     pub name: String,
     /// [`CgroupFacts::level`]; none for interfaces.
     pub level: Option<u32>,
-    /// Its number: never zero, the same as long as its cgroup or interface is there, and never
-    /// given to another one while this process lives (up to the first 2^32 workloads).
-    pub index: u32,
     /// Its segments; none is fine: a unit is a workload, and so is the host.
     pub segments: SegmentSet,
 }
@@ -63,8 +60,7 @@ impl Membership {
         Some(Workload {
             subject: classes.subject,
             identity: classes.identity,
-            index: self.index,
-            flags: 0,
+            ..Workload::default()
         })
     }
 }
@@ -83,8 +79,6 @@ pub enum Change {
 #[derive(Clone, Debug)]
 struct Member {
     source: Source,
-    /// Its workload number, once it has needed one.
-    index: Option<u32>,
     membership: Option<Membership>,
 }
 
@@ -103,7 +97,6 @@ pub struct Inventory {
     selectors: Selectors,
     cgroups: HashMap<u64, Member>,
     interfaces: BTreeMap<u32, Member>,
-    indexes: Indexes,
 }
 
 impl Inventory {
@@ -118,7 +111,7 @@ impl Inventory {
         let source = Source::Cgroup { path, level };
         let member = self.cgroups.entry(id).or_insert_with(|| Member::new(source.clone()));
         member.source = source;
-        member.place(id, &self.selectors, &mut self.indexes).into_iter().collect()
+        member.place(id, &self.selectors).into_iter().collect()
     }
 
     /// A cgroup is gone.
@@ -140,7 +133,7 @@ impl Inventory {
             let member = self.interfaces.entry(ifindex).or_insert(member);
             member.source = source;
             let key = workload_interface(ifindex);
-            changes.extend(member.place(key, &self.selectors, &mut self.indexes));
+            changes.extend(member.place(key, &self.selectors));
         }
         let gone = old.into_values().filter_map(|member| member.membership);
         changes.extend(gone.map(|m| Change::Removed(m.key)));
@@ -150,13 +143,10 @@ impl Inventory {
     /// Another policy is to be in force. Looks at every cgroup and interface once.
     pub fn set_policy(&mut self, resolved: &Resolved) -> Vec<Change> {
         self.selectors = Selectors::new(resolved);
-        let Self { selectors, cgroups, interfaces, indexes } = self;
+        let Self { selectors, cgroups, interfaces } = self;
         let cgroups = cgroups.iter_mut().map(|(id, member)| (*id, member));
         let interfaces = interfaces.iter_mut().map(|(i, m)| (workload_interface(*i), m));
-        cgroups
-            .chain(interfaces)
-            .filter_map(|(key, member)| member.place(key, selectors, indexes))
-            .collect()
+        cgroups.chain(interfaces).filter_map(|(key, member)| member.place(key, selectors)).collect()
     }
 
     /// Every workload, in no particular order.
@@ -190,16 +180,11 @@ impl Inventory {
 
 impl Member {
     fn new(source: Source) -> Self {
-        Self { source, index: None, membership: None }
+        Self { source, membership: None }
     }
 
     /// Finds its workload anew; says what changed.
-    fn place(
-        &mut self,
-        key: WorkloadKey,
-        selectors: &Selectors,
-        indexes: &mut Indexes,
-    ) -> Option<Change> {
+    fn place(&mut self, key: WorkloadKey, selectors: &Selectors) -> Option<Change> {
         let found = match &self.source {
             Source::Cgroup { path, level } => {
                 let Placement { segments, workload } = selectors.cgroup(path);
@@ -211,28 +196,11 @@ impl Member {
                 (!segments.is_empty()).then(|| (format!("interface:{name}"), None, segments))
             }
         };
-        let new = found.map(|(name, level, segments)| {
-            let index = *self.index.get_or_insert_with(|| indexes.next());
-            Membership { key, name, level, index, segments }
-        });
+        let new = found.map(|(name, level, segments)| Membership { key, name, level, segments });
         if new == self.membership {
             return None;
         }
         self.membership.clone_from(&new);
         Some(new.map_or(Change::Removed(key), Change::Put))
-    }
-}
-
-/// Gives out workload numbers.
-#[derive(Clone, Debug, Default)]
-struct Indexes {
-    last: u32,
-}
-
-impl Indexes {
-    fn next(&mut self) -> u32 {
-        // 2^32 workloads are sixteen months of a hundred a second; after that numbers repeat.
-        self.last = self.last.checked_add(1).unwrap_or(1);
-        self.last
     }
 }

@@ -247,7 +247,6 @@ fn membership(rng: &mut Rng, index: u32, segments: u32) -> Membership {
         key,
         name: if interface { format!("interface:tap{index}") } else { format!("/w{index}") },
         level: (!interface).then_some(1),
-        index,
         segments,
     }
 }

@@ -67,9 +67,8 @@ pub fn compile(
     let Subjects { classes, .. } = subjects;
     let workload = |m: &Membership| {
         let classes = classes.get(&m.segments)?;
-        let index = m.index;
         let (subject, identity) = (classes.subject, classes.identity);
-        Some((m.key, Workload { subject, identity, index, flags: 0 }))
+        Some((m.key, Workload { subject, identity, ..Workload::default() }))
     };
     Ok(Image {
         workloads: memberships.iter().filter_map(workload).collect(),
