@@ -6,7 +6,8 @@ use aya_ebpf::helpers::generated::{
 };
 use ztseg_common::addr::{Addr, Port, proto};
 use ztseg_common::key::{IDENTITY_NOBODY, WorkloadKey, workload_interface};
-use ztseg_common::value::Control;
+use ztseg_common::packet::tcp;
+use ztseg_common::value::{Control, WORKLOAD_HOST_SIDE};
 
 use crate::flow::Flow;
 use crate::maps::{SOCKETS, control};
@@ -29,6 +30,18 @@ pub extern "C" fn ztseg_peer(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
     flow.address = peer.address;
     flow.identity = peer.identity;
     flow.peer = 0;
+    // Beyond an interface that is a workload there is that workload, whatever its address says. Only
+    // in the agent's network namespace is the index that interface's.
+    #[expect(clippy::cast_possible_truncation, reason = "half of the cookie, as in the flow")]
+    if !flow.is_loopback() && flow.netns == control.netns as u32 {
+        let key = workload_interface(Skb::new(skb).ifindex());
+        if let Some(w) = policy.workload(key) {
+            if w.flags & WORKLOAD_HOST_SIDE == 0 {
+                flow.peer = key;
+                flow.identity = w.identity;
+            }
+        }
+    }
     // Packets between local addresses always travel on the loopback device, and the kernel drops
     // what arrives elsewhere with a local source: only here can the peer's socket be trusted.
     if flow.is_loopback() && matches!(flow.packet.protocol, proto::TCP | proto::UDP) {
@@ -44,6 +57,10 @@ pub extern "C" fn ztseg_peer(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
                     flow.peer = before;
                     flow.identity = w.identity;
                 }
+            }
+            // The kernel's answer where nobody listens, to a SYN that was judged as to nobody.
+            Local::Nobody if flow.is_initiator() && flow.packet.tcp_flags & tcp::RST != 0 => {
+                flow.identity = IDENTITY_NOBODY;
             }
             Local::Nobody | Local::Stranger => {}
         }
