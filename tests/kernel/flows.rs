@@ -40,6 +40,7 @@ spec:
     guest: { match: [ { interface: zt-tap0 } ] }
   allow:
     - { name: web-to-db, from: [web, guest], to: db, ports: [tcp/2000] }
+    - { name: web-to-guest, from: web, to: guest, ports: [tcp/2000] }
     - { name: all-to-db, from: any, to: db, ports: [udp/2000] }
 ";
 
@@ -78,7 +79,9 @@ fn serve(place: &Place, listen: fn(SocketAddr) -> Listen, port: u16) -> Result<S
 
 fn a_denied_connect_fails_at_once(_: &Environment) -> Result<()> {
     let world = World::new()?;
-    let mut agent = Agent::start(&world, POLICY)?;
+    // Beyond the interface of a workload, only the packet shows who is asked.
+    let policy = POLICY.replace("interface: zt-tap0", "interface: none");
+    let mut agent = Agent::start(&world, &policy)?;
     let web = world.workload("/web")?;
     for (v6, hook) in [(false, "connect4"), (true, "connect6")] {
         for (kind, proto) in [(Ask::Tcp, "tcp"), (Ask::UdpConnected, "udp")] {
@@ -179,9 +182,15 @@ fn workloads_meet_over_an_interface(_: &Environment) -> Result<()> {
     let (web, db) = (world.workload("/web")?, world.workload("/db")?);
     let _servers = [serve(&db, Listen::Tcp, ALLOWED)?, serve(&web, Listen::Tcp, DENIED)?];
     let guest = world.guest.place();
+    let _guests = [serve(&guest, Listen::Tcp, ALLOWED)?, serve(&guest, Listen::Tcp, DENIED)?];
     for v6 in [false, true] {
+        expect(&agent, &web, Ask::Tcp, world.tap.far(v6), ALLOWED, Outcome::Ok)?;
+        expect(&agent, &web, Ask::Tcp, world.tap.far(v6), DENIED, Outcome::Timeout)?;
         expect(&agent, &guest, Ask::Tcp, world.tap.near(v6), ALLOWED, Outcome::Ok)?;
         expect(&agent, &guest, Ask::Tcp, world.tap.near(v6), DENIED, Outcome::Timeout)?;
+    }
+    for (workload, peer) in [("/web", "interface:zt-tap0"), ("interface:zt-tap0", "/web")] {
+        agent.wait_for_event(|e| e["workload"] == workload && e["peer"]["workload"] == peer)?;
     }
     agent.stop()
 }
