@@ -97,7 +97,7 @@ pub(super) fn run(listen: &[&str]) -> Result<()> {
             Listen::Udp(address) => {
                 let socket = UdpSocket::from(bind(address, Type::DGRAM).with_context(what)?);
                 thread::spawn(move || {
-                    echo_datagrams(&socket, &count, |n, from| socket.send_to(n, from))
+                    echo_datagrams(&socket, &count, |n, from| socket.send_to(n, from));
                 });
             }
             Listen::UdpApart(address) => {

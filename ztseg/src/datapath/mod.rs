@@ -28,8 +28,8 @@ use aya::maps::{MapData, RingBuf};
 use ztseg_common::event::{Counter, EVENT_VERSION, Event};
 use ztseg_common::key::{MAX_CGROUP_LEVEL, WorkloadKey, interface_of, workload_interface};
 use ztseg_common::value::{
-    CONTROL_EARLY_ANSWER, CONTROL_FAR_INTERFACES, CONTROL_WHOLE_HIERARCHY, Rule, WORKLOAD_HOST_SIDE, Workload, generation,
-    slot,
+    CONTROL_EARLY_ANSWER, CONTROL_FAR_INTERFACES, CONTROL_WHOLE_HIERARCHY, Rule,
+    WORKLOAD_HOST_SIDE, Workload, generation, slot,
 };
 
 use self::generation::{Generation, OUTER};
