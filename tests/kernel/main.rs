@@ -6,6 +6,7 @@
 //! the same time, and outside a virtual machine on somebody's real system.
 
 mod agents;
+mod behind;
 mod commit;
 mod differential;
 mod environment;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         agents::TESTS,
         living::TESTS,
         flows::TESTS,
+        behind::TESTS,
     ]
     .concat();
     let mut trials: Vec<Trial> =

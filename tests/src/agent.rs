@@ -22,7 +22,7 @@ const EVENT: Duration = Duration::from_secs(5);
 /// The agent's executable, from `ZTSEG_BIN`.
 pub fn executable() -> Result<PathBuf> {
     let path = std::env::var_os("ZTSEG_BIN").map(PathBuf::from);
-    path.context("ZTSEG_BIN is not set: run this with `cargo xtask test`")
+    path.context("ZTSEG_BIN, the agent's file, is not set: start this with `cargo xtask`")
 }
 
 /// The agent of a world. What it attached stays when it is dropped, until its world goes.

@@ -7,6 +7,7 @@ mod apt;
 mod build;
 mod ci;
 mod command;
+mod demo;
 mod initramfs;
 mod kernels;
 mod modules;
@@ -43,6 +44,8 @@ enum Verb {
     Build(build::Options),
     /// Build the agent and run it with ARGS
     Run(run::Options),
+    /// Show what ztseg does, on real traffic in a small world of its own; needs root
+    Demo(demo::Options),
     /// Run all tests: pure ones, then those on a real kernel
     Test(test::Options),
     /// Run the real-kernel tests in virtual machines with Debian's kernels; needs no root
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Verb::Setup => setup::verb(&workspace),
         Verb::Build(options) => build::verb(&workspace, &options),
         Verb::Run(options) => run::verb(&workspace, &options),
+        Verb::Demo(options) => demo::verb(&workspace, &options),
         Verb::Test(options) => test::verb(&workspace, &options),
         Verb::Vm(options) => vm::verb(&workspace, &options),
         Verb::Ci => Ok(ci::verb(&workspace)),

@@ -17,7 +17,8 @@ use crate::workload;
 /// `BPF_F_CURRENT_NETNS`
 const CURRENT_NETNS: u64 = u64::MAX;
 
-/// Finds the peer's classes and, on this host, its workload, and sets them in the flow.
+/// Finds the peer's classes and, on this host or behind one of its interfaces, its workload, and
+/// sets them in the flow.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn ztseg_peer(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
@@ -30,18 +31,6 @@ pub extern "C" fn ztseg_peer(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
     flow.address = peer.address;
     flow.identity = peer.identity;
     flow.peer = 0;
-    // Beyond an interface that is a workload there is that workload, whatever its address says. Only
-    // in the agent's network namespace is the index that interface's.
-    #[expect(clippy::cast_possible_truncation, reason = "half of the cookie, as in the flow")]
-    if !flow.is_loopback() && flow.netns == control.netns as u32 {
-        let key = workload_interface(Skb::new(skb).ifindex());
-        if let Some(w) = policy.workload(key) {
-            if w.flags & WORKLOAD_HOST_SIDE == 0 {
-                flow.peer = key;
-                flow.identity = w.identity;
-            }
-        }
-    }
     // Packets between local addresses always travel on the loopback device, and the kernel drops
     // what arrives elsewhere with a local source: only here can the peer's socket be trusted.
     if flow.is_loopback() && matches!(flow.packet.protocol, proto::TCP | proto::UDP) {
@@ -63,6 +52,16 @@ pub extern "C" fn ztseg_peer(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
                 flow.identity = IDENTITY_NOBODY;
             }
             Local::Nobody | Local::Stranger => {}
+        }
+    } else if flow.netns != 0 && flow.netns == control.netns as u32 {
+        // The device says more than an address can. Its index means something in the agent's
+        // network namespace only, where the interface workloads are.
+        let key = workload_interface(Skb::new(skb).ifindex());
+        if let Some(workload) = policy.workload(key) {
+            if workload.flags & WORKLOAD_HOST_SIDE == 0 {
+                flow.peer = key;
+                flow.identity = workload.identity;
+            }
         }
     }
     1

@@ -36,6 +36,14 @@ fn every_example_loads_and_tests_itself() {
     }
 }
 
+/// So that `ztseg check policies` works, and a folder can hold several of them.
+#[test]
+fn all_examples_load_together() {
+    if let Err(diagnostics) = ztseg::policy::load(&examples()) {
+        panic!("{}", diagnostics.render(false));
+    }
+}
+
 #[test]
 fn the_demo_has_what_the_demonstration_shows() {
     let demo: Vec<_> =

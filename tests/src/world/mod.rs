@@ -44,6 +44,8 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 pub struct World {
     /// `PID-N`: the names of all that it has contain this.
     id: String,
+    pins: Folder,
+    folder: Folder,
     cgroup: cgroup::Tree,
     /// Where the agent and the cgroup workloads are.
     pub host: Namespace,
@@ -55,8 +57,6 @@ pub struct World {
     pub uplink: Link,
     /// Between `host` and `guest`.
     pub tap: Link,
-    folder: PathBuf,
-    pins: PathBuf,
 }
 
 impl World {
@@ -66,16 +66,17 @@ impl World {
         let id = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let name = format!("{PREFIX}-{id}");
         let cgroup = cgroup::Tree::new(&name)?;
-        let folder = std::env::temp_dir().join(&name);
-        fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let folder = Folder(std::env::temp_dir().join(&name));
+        fs::create_dir(&folder.0).with_context(|| format!("cannot make {}", folder.0.display()))?;
+        // The agent makes it.
+        let pins = Folder(Path::new(BPFFS).join(&name));
         let namespace = |role: &str| Namespace::new(&format!("zt-{id}-{role}"));
         let (host, peer, guest) = (namespace("host")?, namespace("peer")?, namespace("guest")?);
         let (uplink, tap) = (Link::new(1, "zt-up0", "up0"), Link::new(2, "zt-tap0", "eth0"));
         host.allow_forwarding()?;
         uplink.join(&host, &peer)?;
         tap.join(&host, &guest)?;
-        let pins = Path::new(BPFFS).join(&name);
-        let world = Self { id, cgroup, host, peer, guest, uplink, tap, folder, pins };
+        let world = Self { id, pins, folder, cgroup, host, peer, guest, uplink, tap };
         world.ensure_apart()?;
         Ok(world)
     }
@@ -115,12 +116,12 @@ impl World {
 
     /// A temporary folder.
     pub fn folder(&self) -> &Path {
-        &self.folder
+        &self.folder.0
     }
 
     /// The agent's pin folder.
     pub fn pins(&self) -> &Path {
-        &self.pins
+        &self.pins.0
     }
 
     /// That nothing enforced here can reach the machine itself.
@@ -146,10 +147,13 @@ impl World {
     }
 }
 
-impl Drop for World {
+/// A folder that is removed with all in it when this is dropped.
+#[derive(Debug)]
+struct Folder(PathBuf);
+
+impl Drop for Folder {
     fn drop(&mut self) {
         // Whatever fails here is removed by the next run.
-        let _ = fs::remove_dir_all(&self.pins);
-        let _ = fs::remove_dir_all(&self.folder);
+        let _ = fs::remove_dir_all(&self.0);
     }
 }

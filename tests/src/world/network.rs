@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -160,8 +161,15 @@ impl Link {
     }
 }
 
+/// ip(8), out of reach of a Ctrl-C: half of what it does is harder to remove than all of it.
+fn command() -> Command {
+    let mut ip = Command::new("ip");
+    ip.process_group(0);
+    ip
+}
+
 fn ip(arguments: &[&str]) -> Result<String> {
-    let output = Command::new("ip").args(arguments).output().context("cannot start ip")?;
+    let output = command().args(arguments).output().context("cannot start ip")?;
     if !output.status.success() {
         bail!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
@@ -176,7 +184,7 @@ pub(super) fn remove(name: &str) {
 }
 
 fn batch(namespace: Option<&str>, commands: &str) -> Result<()> {
-    let mut ip = Command::new("ip");
+    let mut ip = command();
     if let Some(namespace) = namespace {
         ip.args(["-n", namespace]);
     }

@@ -37,6 +37,13 @@ const LIMITS: &[(&str, &str, &str)] = &[
         "match the host's end of a veth pair, or the cgroup",
     ),
     (
+        "older-sockets",
+        "TC does not know whose a socket is that is older than the first agent: a rule with a \
+         segment of cgroups does not allow an interface workload's flows to and from it, and \
+         denied connects to it wait for their timeout",
+        "start the agent before the services, as at a boot, or restart them once",
+    ),
+    (
         "no-inet",
         "Unix sockets and vsock are not segmented",
         "use file permissions, and separate mounts",
