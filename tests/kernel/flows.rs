@@ -46,6 +46,15 @@ spec:
 
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
+/// The agent, with all workloads there before it: it takes a moment to notice a new cgroup that a
+/// segment names, which is its ancestor's until then.
+fn start(world: &World, policy: &str) -> Result<Agent> {
+    for cgroup in ["/web/deep/down", "/db", "/other"] {
+        world.cgroup(cgroup)?;
+    }
+    Agent::start(world, policy)
+}
+
 fn ask(place: &Place, ask: Ask, to: IpAddr, port: u16) -> Result<Report> {
     Probe::new(ask, (to, port).into()).run(place)
 }
@@ -81,7 +90,7 @@ fn a_denied_connect_fails_at_once(_: &Environment) -> Result<()> {
     let world = World::new()?;
     // Beyond the interface of a workload, only the packet shows who is asked.
     let policy = POLICY.replace("interface: zt-tap0", "interface: none");
-    let mut agent = Agent::start(&world, &policy)?;
+    let mut agent = start(&world, &policy)?;
     let web = world.workload("/web")?;
     for (v6, hook) in [(false, "connect4"), (true, "connect6")] {
         for (kind, proto) in [(Ask::Tcp, "tcp"), (Ask::UdpConnected, "udp")] {
@@ -99,7 +108,7 @@ fn a_denied_connect_fails_at_once(_: &Environment) -> Result<()> {
 /// A flow is known by its addresses and ports, whichever socket sends.
 fn a_service_may_answer_from_another_socket(_: &Environment) -> Result<()> {
     let world = World::new()?;
-    let mut agent = Agent::start(&world, POLICY)?;
+    let mut agent = start(&world, POLICY)?;
     let db = world.workload("/db")?;
     for listen in [Listen::UdpApart, Listen::UdpApartConnected] {
         let _server = serve(&db, listen, ALLOWED)?;
@@ -114,7 +123,7 @@ fn a_service_may_answer_from_another_socket(_: &Environment) -> Result<()> {
 /// Not with silence, as a denied one would.
 fn a_service_that_is_down_refuses(_: &Environment) -> Result<()> {
     let world = World::new()?;
-    let mut agent = Agent::start(&world, POLICY)?;
+    let mut agent = start(&world, POLICY)?;
     let web = world.workload("/web")?;
     for address in LOOPBACK {
         expect(&agent, &web, Ask::Tcp, address, ALLOWED, Outcome::Refused)?;
@@ -126,7 +135,7 @@ fn a_service_that_is_down_refuses(_: &Environment) -> Result<()> {
 
 fn a_workload_reaches_itself(_: &Environment) -> Result<()> {
     let world = World::new()?;
-    let mut agent = Agent::start(&world, POLICY)?;
+    let mut agent = start(&world, POLICY)?;
     let web = world.workload("/web")?;
     let deep = world.workload("/web/deep/down")?;
     let _servers = [serve(&web, Listen::Tcp, DENIED)?, serve(&web, Listen::Udp, DENIED)?];
@@ -143,7 +152,7 @@ fn a_workload_reaches_itself(_: &Environment) -> Result<()> {
 /// Who asks on loopback is told by the socket, not by the address.
 fn one_address_has_many_identities(_: &Environment) -> Result<()> {
     let world = World::new()?;
-    let mut agent = Agent::start(&world, POLICY)?;
+    let mut agent = start(&world, POLICY)?;
     let _server = serve(&world.workload("/db")?, Listen::Tcp, ALLOWED)?;
     let (web, other) = (world.workload("/web")?, world.workload("/other")?);
     for address in LOOPBACK {
@@ -162,7 +171,7 @@ fn one_address_has_many_identities(_: &Environment) -> Result<()> {
 /// A datagram from port 53 is no reply to a question that nobody asked.
 fn a_source_port_opens_nothing(_: &Environment) -> Result<()> {
     let world = World::new()?;
-    let mut agent = Agent::start(&world, POLICY)?;
+    let mut agent = start(&world, POLICY)?;
     let _server = serve(&world.workload("/web")?, Listen::Udp, DENIED)?;
     for v6 in [false, true] {
         for port in [53, 67, 123, 443] {
@@ -178,7 +187,7 @@ fn a_source_port_opens_nothing(_: &Environment) -> Result<()> {
 /// Each end is known by what it is at its own hook, and asked for its consent.
 fn workloads_meet_over_an_interface(_: &Environment) -> Result<()> {
     let world = World::new()?;
-    let mut agent = Agent::start(&world, POLICY)?;
+    let mut agent = start(&world, POLICY)?;
     let (web, db) = (world.workload("/web")?, world.workload("/db")?);
     let _servers = [serve(&db, Listen::Tcp, ALLOWED)?, serve(&web, Listen::Tcp, DENIED)?];
     let guest = world.guest.place();

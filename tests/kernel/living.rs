@@ -67,8 +67,9 @@ fn wait_until(world: &World, from: &Place, denied: bool) -> Result<()> {
 fn a_new_cgroup(_: &Environment) -> Result<()> {
     const COUNT: u32 = 500;
     let world = World::new()?;
+    let app = world.workload("/app")?;
     let mut agent = Agent::start(&world, POLICY)?;
-    let (app, server) = (world.workload("/app")?, server(&world)?);
+    let server = server(&world)?;
     let to = world.uplink.far(false);
     let taken = newborn(&app, COUNT, (to, ALLOWED).into(), (to, DENIED).into())?;
     ensure!(
