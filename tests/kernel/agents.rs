@@ -58,8 +58,10 @@ struct Scene {
 impl Scene {
     fn new() -> Result<Self> {
         let world = World::new()?;
+        // There before the agent, which takes a moment to notice a new cgroup.
+        let app = world.workload("/app")?;
         let agent = Agent::start(&world, &policy(&[ALLOWED]))?;
-        let (app, server) = (world.workload("/app")?, server(&world)?);
+        let server = server(&world)?;
         let scene = Self { agent, _server: server, app, world };
         scene.check(true)?;
         Ok(scene)

@@ -175,10 +175,11 @@ spec:
 fn a_revocation_hits_live_flows(_: &Environment) -> Result<()> {
     let world = World::new()?;
     let allowing = format!("{REVOKED}  allow: [ {{ from: [app, guest], to: any }} ]\n");
+    let app = world.workload("/app")?;
     let agent = Agent::start(&world, &allowing)?;
     let to = SocketAddr::from((world.uplink.far(false), ALLOWED));
     let mut server = Server::start(&world.peer.place(), &[Listen::Tcp(to), Listen::Udp(to)])?;
-    let mut all = streams(&world.workload("/app")?, to, &KINDS[..3])?;
+    let mut all = streams(&app, to, &KINDS[..3])?;
     all.extend(streams(&world.guest.place(), to, &KINDS[..3])?);
     let mut counts = || Ok::<Vec<u64>, anyhow::Error>(server.counts()?.into_values().collect());
     for _ in 0..3 {

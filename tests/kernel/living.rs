@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use ztseg_tests::agent::Agent;
 use ztseg_tests::process::Place;
 use ztseg_tests::traffic::{Ask, Listen, Outcome, Probe, Server, newborn};
-use ztseg_tests::world::World;
+use ztseg_tests::world::{World, patient};
 
 use crate::Body;
 use crate::environment::Environment;
@@ -53,7 +53,10 @@ fn outcome(world: &World, from: &Place, port: u16) -> Result<Outcome> {
 fn wait_until(world: &World, from: &Place, denied: bool) -> Result<()> {
     let start = Instant::now();
     while (outcome(world, from, DENIED)? != Outcome::Ok) != denied {
-        ensure!(start.elapsed() < NOTICED, "after {NOTICED:?} not yet so: denied = {denied}");
+        ensure!(
+            start.elapsed() < patient(NOTICED),
+            "after {NOTICED:?} not yet so: denied = {denied}"
+        );
     }
     let allowed = outcome(world, from, ALLOWED)?;
     ensure!(allowed == Outcome::Ok, "what is allowed is {allowed:?}");
@@ -64,8 +67,9 @@ fn wait_until(world: &World, from: &Place, denied: bool) -> Result<()> {
 fn a_new_cgroup(_: &Environment) -> Result<()> {
     const COUNT: u32 = 500;
     let world = World::new()?;
+    let app = world.workload("/app")?;
     let mut agent = Agent::start(&world, POLICY)?;
-    let (app, server) = (world.workload("/app")?, server(&world)?);
+    let server = server(&world)?;
     let to = world.uplink.far(false);
     let taken = newborn(&app, COUNT, (to, ALLOWED).into(), (to, DENIED).into())?;
     ensure!(
@@ -122,7 +126,7 @@ fn ten_thousand_cgroups(_: &Environment) -> Result<()> {
     }
     println!("{COUNT} cgroups made in {} ms", start.elapsed().as_millis());
     let all = |status: &serde_json::Value| status["workloadsBySegment"]["jobs"] == COUNT;
-    agent.wait_for_status_within(Duration::from_secs(30), all)?;
+    agent.wait_for_status_within(patient(Duration::from_secs(30)), all)?;
     println!("known to the agent after {} ms", start.elapsed().as_millis());
     let last = world.workload(&format!("/jobs/n{}", COUNT - 1))?;
     wait_until(&world, &last, true)?;

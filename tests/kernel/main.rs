@@ -10,6 +10,7 @@ mod behind;
 mod commit;
 mod differential;
 mod environment;
+mod flows;
 mod living;
 mod matrix;
 mod programs;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         commit::TESTS,
         agents::TESTS,
         living::TESTS,
+        flows::TESTS,
         behind::TESTS,
     ]
     .concat();

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::process::{Place, Process};
-use crate::world::World;
+use crate::world::{World, patient};
 
 /// How long it may take to load, attach and compile.
 const READY: Duration = Duration::from_secs(20);
@@ -81,7 +81,7 @@ impl Agent {
     pub fn run(&mut self, args: &[&str]) -> Result<()> {
         self.process = None;
         let mut process = self.spawn(args)?;
-        process.wait_for_error("ready", READY).context("the agent did not get ready")?;
+        process.wait_for_error("ready", patient(READY)).context("the agent did not get ready")?;
         self.process = Some(process);
         Ok(())
     }
@@ -120,7 +120,8 @@ impl Agent {
     pub fn command(&self, args: &[&str]) -> Result<(Option<i32>, String, String)> {
         let socket = self.socket.to_string_lossy();
         let args: Vec<&str> = args.iter().copied().chain(["--socket", &socket]).collect();
-        let (status, out, err) = self.place.spawn(&self.executable, &args)?.wait(COMMAND)?;
+        let (status, out, err) =
+            self.place.spawn(&self.executable, &args)?.wait(patient(COMMAND))?;
         Ok((status.code(), out, err))
     }
 
@@ -153,7 +154,7 @@ impl Agent {
 
     /// Waits for an event that `is_it` knows, and gives it.
     pub fn wait_for_event(&self, is_it: impl Fn(&Value) -> bool) -> Result<Value> {
-        let deadline = Instant::now() + EVENT;
+        let deadline = Instant::now() + patient(EVENT);
         loop {
             let mut events = self.events()?;
             if let Some(at) = events.iter().position(&is_it) {
@@ -169,7 +170,7 @@ impl Agent {
 
     /// Asks the status until `is_so`, and gives it.
     pub fn wait_for_status(&self, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
-        self.wait_for_status_within(EVENT, is_so)
+        self.wait_for_status_within(patient(EVENT), is_so)
     }
 
     /// As [`Agent::wait_for_status`], within another time.
@@ -204,7 +205,7 @@ impl Agent {
     pub fn stop(&mut self) -> Result<()> {
         self.signal(Signal::SIGTERM)?;
         let process = self.process.take().context("the agent does not run")?;
-        let (status, _, err) = process.wait(COMMAND)?;
+        let (status, _, err) = process.wait(patient(COMMAND))?;
         ensure!(status.success(), "the agent ended with {status}: {err}");
         Ok(())
     }

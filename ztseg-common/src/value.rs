@@ -167,6 +167,9 @@ pub const CONTROL_EARLY_ANSWER: u32 = 1;
 /// Flag of [`Control`]: the cgroup programs are attached to the root of the whole hierarchy, so that
 /// they see every socket.
 pub const CONTROL_WHOLE_HIERARCHY: u32 = 2;
+/// Flag of [`Control`]: some interface leads to a workload, so that who is asked may show only when
+/// the packet is on its way there.
+pub const CONTROL_FAR_INTERFACES: u32 = 4;
 
 /// The one word that programs read first, and the agent's settings for them.
 #[repr(C)]
@@ -178,7 +181,7 @@ pub struct Control {
     pub stamp: u64,
     /// Bit n: some workload's cgroup lies n levels below the root of the cgroup hierarchy.
     pub levels: u32,
-    /// [`CONTROL_EARLY_ANSWER`], [`CONTROL_WHOLE_HIERARCHY`].
+    /// [`CONTROL_EARLY_ANSWER`], [`CONTROL_WHOLE_HIERARCHY`], [`CONTROL_FAR_INTERFACES`].
     pub flags: u32,
     /// Network namespace cookie of the agent.
     pub netns: u64,

@@ -6,6 +6,7 @@ use aya_ebpf::helpers::generated::{
 };
 use ztseg_common::addr::{Addr, Port, proto};
 use ztseg_common::key::{IDENTITY_NOBODY, WorkloadKey, workload_interface};
+use ztseg_common::packet::tcp;
 use ztseg_common::value::{Control, WORKLOAD_HOST_SIDE};
 
 use crate::flow::Flow;
@@ -45,6 +46,10 @@ pub extern "C" fn ztseg_peer(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
                     flow.peer = before;
                     flow.identity = w.identity;
                 }
+            }
+            // The kernel's answer where nobody listens, to a SYN that was judged as to nobody.
+            Local::Nobody if flow.is_initiator() && flow.packet.tcp_flags & tcp::RST != 0 => {
+                flow.identity = IDENTITY_NOBODY;
             }
             Local::Nobody | Local::Stranger => {}
         }

@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::bpf_get_current_cgroup_id;
 use ztseg_common::addr::{Addr, Port, proto};
 use ztseg_common::key::IDENTITY_NOBODY;
 use ztseg_common::state::SOCKET_CREATED;
-use ztseg_common::value::CONTROL_EARLY_ANSWER;
+use ztseg_common::value::{CONTROL_EARLY_ANSWER, CONTROL_FAR_INTERFACES};
 use ztseg_common::verdict::{Hook, Verdict};
 
 use crate::emit::ztseg_report_call;
@@ -84,6 +84,9 @@ pub fn early_answer(ctx: *mut bpf_sock_addr, hook: Hook) -> Verdict {
     flow.packet.protocol = protocol;
     flow.subject = found.workload.subject;
     flow.loopback = u8::from(remote.is_loopback());
+    if !flow.is_loopback() && control.flags & CONTROL_FAR_INTERFACES != 0 {
+        return Verdict::Allow;
+    }
     let denial = certain_denial(ctx, &mut flow);
     if denial != 0 {
         ztseg_report_call(&raw const flow, denial);

@@ -52,7 +52,7 @@ fn judge(at: usize, row: &Row) -> Result<()> {
     );
     match (&expected.event, own.as_slice()) {
         (None, []) => Ok(()),
-        (None, _) => bail!("no event expected, but there are:{}", events()),
+        (None, _) => bail!("no event expected, but there are:\n{}", events()),
         (Some(expected), []) => bail!("no event; expected {expected:?}"),
         (Some(expected), own) => {
             own.iter().try_for_each(|event| check(event, row, expected))?;
@@ -60,7 +60,7 @@ fn judge(at: usize, row: &Row) -> Result<()> {
                 let hook = event["hook"].as_str().unwrap_or_default();
                 hook == row.hooks()[0] || hook.starts_with("connect") || hook.starts_with("sendmsg")
             };
-            ensure!(own.iter().any(first), "no event of {}:{}", row.hooks()[0], events());
+            ensure!(own.iter().any(first), "no event of {}:\n{}", row.hooks()[0], events());
             Ok(())
         }
     }

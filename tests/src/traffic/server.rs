@@ -22,6 +22,10 @@ pub enum Listen {
     Tcp(SocketAddr),
     /// UDP.
     Udp(SocketAddr),
+    /// UDP; each answer comes from another socket on the same port.
+    UdpApart(SocketAddr),
+    /// As `UdpApart`; the other socket is connected to the client.
+    UdpApartConnected(SocketAddr),
 }
 
 impl Listen {
@@ -29,6 +33,8 @@ impl Listen {
         match text.split_once('/') {
             Some(("tcp", address)) => Ok(Self::Tcp(address.parse()?)),
             Some(("udp", address)) => Ok(Self::Udp(address.parse()?)),
+            Some(("udp-apart", address)) => Ok(Self::UdpApart(address.parse()?)),
+            Some(("udp-apart-connected", address)) => Ok(Self::UdpApartConnected(address.parse()?)),
             _ => bail!("`{text}` is neither tcp/… nor udp/…"),
         }
     }
@@ -39,6 +45,8 @@ impl std::fmt::Display for Listen {
         match self {
             Self::Tcp(address) => write!(f, "tcp/{address}"),
             Self::Udp(address) => write!(f, "udp/{address}"),
+            Self::UdpApart(address) => write!(f, "udp-apart/{address}"),
+            Self::UdpApartConnected(address) => write!(f, "udp-apart-connected/{address}"),
         }
     }
 }
@@ -88,7 +96,27 @@ pub(super) fn run(listen: &[&str]) -> Result<()> {
             }
             Listen::Udp(address) => {
                 let socket = UdpSocket::from(bind(address, Type::DGRAM).with_context(what)?);
-                thread::spawn(move || echo_datagrams(&socket, &count));
+                thread::spawn(move || {
+                    echo_datagrams(&socket, &count, |n, from| socket.send_to(n, from));
+                });
+            }
+            Listen::UdpApart(address) => {
+                let socket = UdpSocket::from(bind(address, Type::DGRAM).with_context(what)?);
+                thread::spawn(move || {
+                    echo_datagrams(&socket, &count, |n, from| {
+                        UdpSocket::from(bind(address, Type::DGRAM)?).send_to(n, from)
+                    });
+                });
+            }
+            Listen::UdpApartConnected(address) => {
+                let socket = UdpSocket::from(bind(address, Type::DGRAM).with_context(what)?);
+                thread::spawn(move || {
+                    echo_datagrams(&socket, &count, |n, from| {
+                        let apart = UdpSocket::from(bind(address, Type::DGRAM)?);
+                        apart.connect(from)?;
+                        apart.send(n)
+                    });
+                });
             }
         }
     }
@@ -108,9 +136,8 @@ fn bind(address: SocketAddr, kind: Type) -> std::io::Result<Socket> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    if kind == Type::STREAM {
-        socket.set_reuse_address(true)?;
-    } else {
+    socket.set_reuse_address(true)?;
+    if kind == Type::DGRAM {
         // A burst that waits for a busy machine is not lost.
         socket.set_recv_buffer_size(1 << 20)?;
     }
@@ -137,12 +164,16 @@ fn accept(listener: &TcpListener, count: &Arc<AtomicU64>) {
     }
 }
 
-fn echo_datagrams(socket: &UdpSocket, count: &AtomicU64) {
+fn echo_datagrams(
+    socket: &UdpSocket,
+    count: &AtomicU64,
+    answer: impl Fn(&[u8], SocketAddr) -> std::io::Result<usize>,
+) {
     let mut buffer = vec![0; 65536];
     loop {
         // An error is an ICMP error for an earlier answer.
         let Ok((n, from)) = socket.recv_from(&mut buffer) else { continue };
         count.fetch_add(1, Ordering::Relaxed);
-        let _ = socket.send_to(&buffer[..n], from);
+        let _ = answer(&buffer[..n], from);
     }
 }

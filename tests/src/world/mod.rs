@@ -16,6 +16,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -29,6 +30,12 @@ const BPFFS: &str = "/sys/fs/bpf";
 
 /// Set in a virtual machine of our own, where the tests may do anything.
 pub const IN_VM: &str = "ZTSEG_IN_VM";
+
+/// So much longer than `limit` as this machine may need: a virtual machine may be emulated, and
+/// the kernel's verifier in it, too.
+pub fn patient(limit: Duration) -> Duration {
+    if std::env::var_os(IN_VM).is_some() { limit * 8 } else { limit }
+}
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 

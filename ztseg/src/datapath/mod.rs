@@ -28,8 +28,8 @@ use aya::maps::{MapData, RingBuf};
 use ztseg_common::event::{Counter, EVENT_VERSION, Event};
 use ztseg_common::key::{MAX_CGROUP_LEVEL, WorkloadKey, interface_of, workload_interface};
 use ztseg_common::value::{
-    CONTROL_EARLY_ANSWER, CONTROL_WHOLE_HIERARCHY, Rule, WORKLOAD_HOST_SIDE, Workload, generation,
-    slot,
+    CONTROL_EARLY_ANSWER, CONTROL_FAR_INTERFACES, CONTROL_WHOLE_HIERARCHY, Rule,
+    WORKLOAD_HOST_SIDE, Workload, generation, slot,
 };
 
 use self::generation::{Generation, OUTER};
@@ -284,6 +284,7 @@ impl Datapath {
             .map_err(|e| kernel(&format!("asking what kind of device {name} is"), e))?;
         let flags = if side == InterfaceSide::Host { WORKLOAD_HOST_SIDE } else { 0 };
         self.interfaces.insert(ifindex, Interface { name: name.to_owned(), flags });
+        self.note_far_interfaces();
         // The programs read the flags with the workload, which may be in force already.
         let key = workload_interface(ifindex);
         if let Some(workload) = self.workloads.get(&key).copied() {
@@ -297,9 +298,15 @@ impl Datapath {
         Ok(())
     }
 
+    fn note_far_interfaces(&self) {
+        let far = self.interfaces.values().any(|i| i.flags & WORKLOAD_HOST_SIDE == 0);
+        self.set_flag(CONTROL_FAR_INTERFACES, far);
+    }
+
     /// Forgets an interface that is no longer a workload, or no longer there.
     pub fn detach_interface(&mut self, ifindex: u32) -> Result<(), DatapathError> {
         let Some(interface) = self.interfaces.remove(&ifindex) else { return Ok(()) };
+        self.note_far_interfaces();
         programs::detach_interface(&self.pins, ifindex, &interface.name)
             .map_err(|e| kernel(&format!("detaching from {}", interface.name), e))
     }
