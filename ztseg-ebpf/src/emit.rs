@@ -155,7 +155,7 @@ fn report<const CALL: bool>(control: &Control, flow: &Flow, kind: EventKind, out
     count(Counter::EventsSent);
 }
 
-/// Over what makes two occurrences equal. The local port is left out for a flow that the subject
+/// Over what makes two occurrences equal; not the hook, since a handshake passes two. The local port is left out for a flow that the subject
 /// opened, and the remote port for one that it was asked for: clients take a new one each time.
 #[inline(always)]
 fn fold_hash(flow: &Flow, reason: u8, rule: u32) -> u64 {
@@ -166,8 +166,7 @@ fn fold_hash(flow: &Flow, reason: u8, rule: u32) -> u64 {
     let what = u64::from(flow.service())
         | u64::from(flow.packet.protocol) << 16
         | u64::from(reason) << 24
-        | u64::from(flow.direction() as u8) << 32
-        | u64::from(flow.hook) << 40;
+        | u64::from(flow.direction() as u8) << 32;
     let mut hash = flow.workload.wrapping_mul(MULTIPLIER);
     hash = (hash ^ high).rotate_left(23).wrapping_mul(MULTIPLIER);
     hash = (hash ^ low).rotate_left(23).wrapping_mul(MULTIPLIER);

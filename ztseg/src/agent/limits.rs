@@ -28,7 +28,9 @@ const LIMITS: &[(&str, &str, &str)] = &[
     (
         "early-answer",
         "a denied connect or send fails at once (EPERM) only in the agent's own network \
-         namespace; elsewhere the packet is dropped and the caller waits for its timeout",
+         namespace, while nothing there translates addresses on output, and beyond loopback only \
+         while no tap or veth is a workload; else the packet is dropped and the caller waits for \
+         its timeout",
         "nothing: what is denied stays denied",
     ),
     (
