@@ -1,8 +1,8 @@
 //! The children's side: a server, and a client that measures what it is told to.
 //!
-//! Each measurement is a median over many small pieces of work, in wall time, so that being
-//! preempted now and then does not show. (CPU time would miss the work of soft interrupts on
-//! kernels that account for it separately.)
+//! Each measurement but one is a median over many small pieces of work, in wall time, so that being
+//! preempted now and then does not show. Bulk is no sequence of equal pieces: there it is the CPU
+//! time of client and server for each MiB.
 
 use std::io::{BufRead as _, Read, Write, stdin, stdout};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
@@ -34,6 +35,10 @@ const NEW: u16 = 10_000;
 const NEW_PORTS: u16 = 40_000;
 
 const CHUNK: usize = 1 << 20;
+/// Of a bulk connection, each way.
+const BUFFER: usize = 1 << 20;
+/// Of its reader; less than it takes to fill the buffer.
+const PAUSE: Duration = Duration::from_micros(100);
 const DATAGRAM: usize = 64;
 /// Datagrams between two looks at the clock.
 const BATCH: u64 = 32;
@@ -60,6 +65,8 @@ pub(crate) enum Work {
 pub(crate) struct Order {
     pub(crate) work: Work,
     pub(crate) server: Ipv4Addr,
+    /// The server's process id.
+    pub(crate) server_pid: u32,
     pub(crate) milliseconds: u64,
     pub(crate) round: u16,
 }
@@ -98,6 +105,9 @@ fn serve() -> Result<()> {
     let listen = |port, each: fn(TcpStream)| -> Result<()> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
+        if port == SINK {
+            socket.set_recv_buffer_size(BUFFER)?;
+        }
         socket.bind(&everywhere(port).into())?;
         socket.listen(1024)?;
         let listener = TcpListener::from(socket);
@@ -129,8 +139,11 @@ fn echo(mut stream: TcpStream) {
 }
 
 fn read_all(mut stream: TcpStream) {
-    let mut buffer = vec![0; CHUNK / 4];
-    while stream.read(&mut buffer).is_ok_and(|n| n > 0) {}
+    let mut buffer = vec![0; 2 * BUFFER];
+    while stream.read(&mut buffer).is_ok_and(|n| n > 0) {
+        // Else it depends on the scheduler how many segments are read at once, from one to many.
+        thread::sleep(PAUSE);
+    }
 }
 
 fn obey() -> Result<()> {
@@ -160,15 +173,7 @@ fn measure(order: Order) -> Result<Done> {
             // The server closes first, and keeps what waits for stray packets.
             stream.read(&mut [0]).map(drop)
         }),
-        Work::Bulk => {
-            let mut stream = TcpStream::connect(at(SINK))?;
-            let chunk = vec![0; CHUNK];
-            // Past slow start.
-            for _ in 0..8 {
-                stream.write_all(&chunk)?;
-            }
-            median_of(limit, 1, || stream.write_all(&chunk))
-        }
+        Work::Bulk => bulk(at(SINK), limit, order.server_pid),
         Work::Datagram => datagrams(limit, || at(DATAGRAMS)),
         Work::DeniedDatagram => datagrams(limit, || at(DENIED)),
         Work::NewDatagram => {
@@ -179,6 +184,32 @@ fn measure(order: Order) -> Result<Done> {
             })
         }
     }
+}
+
+fn bulk(to: SocketAddr, limit: Duration, server: u32) -> Result<Done> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    // Fixed, here and at the listener: buffers that grow make rounds differ.
+    socket.set_send_buffer_size(BUFFER)?;
+    socket.connect(&to.into())?;
+    let mut stream = TcpStream::from(socket);
+    let chunk = vec![0; CHUNK];
+    // Past slow start.
+    for _ in 0..8 {
+        stream.write_all(&chunk)?;
+    }
+    let server = clock_getcpuclockid(Pid::from_raw(i32::try_from(server)?))?;
+    let cpu_time = || -> Result<Duration> {
+        let used = |clock: ClockId| clock_gettime(clock).map(Duration::from);
+        Ok(used(ClockId::CLOCK_PROCESS_CPUTIME_ID)? + used(server)?)
+    };
+    let (start, before) = (Instant::now(), cpu_time()?);
+    let mut count: u32 = 0;
+    while start.elapsed() < limit {
+        stream.write_all(&chunk)?;
+        count += 1;
+    }
+    let used = cpu_time()? - before;
+    Ok(Done { nanoseconds: used.as_secs_f64() * 1e9 / f64::from(count), count: count.into() })
 }
 
 fn datagrams(limit: Duration, mut to: impl FnMut() -> SocketAddr) -> Result<Done> {

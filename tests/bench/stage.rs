@@ -45,7 +45,7 @@ pub(crate) struct Stage {
     // Dropped in this order: processes, then the world.
     client: Process,
     orders: ChildStdin,
-    _server: Process,
+    server: Process,
     pub(crate) subjects: Subjects,
     pub(crate) client_address: Ipv4Addr,
     pub(crate) server_address: Ipv4Addr,
@@ -78,7 +78,7 @@ impl Stage {
         Ok(Self {
             client,
             orders,
-            _server: server,
+            server,
             subjects,
             client_address,
             server_address,
@@ -96,7 +96,8 @@ impl Stage {
     ) -> Result<Done> {
         go_on()?;
         let milliseconds = u64::try_from(time.as_millis())?;
-        let order = Order { work, server: self.server_address, milliseconds, round };
+        let server_pid = self.server.pid();
+        let order = Order { work, server: self.server_address, server_pid, milliseconds, round };
         writeln!(self.orders, "{}", serde_json::to_string(&order)?)
             .context("the client is gone")?;
         let deadline = Instant::now() + time + Duration::from_secs(10);

@@ -114,8 +114,8 @@ fn figures(kind: Kind, setups: &Setups, series: &Series, plan: &Plan) -> Vec<Fig
         let (what, scale, unit): (_, fn(f64) -> f64, _) = match kind {
             Kind::Request => ("TCP request/response, p50", |ns| ns, "ns"),
             Kind::Connect => ("TCP connect and close", |ns| 1e9 / ns, "/s"),
-            Kind::Bulk => ("TCP bulk, GSO", |ns| f64::from(1 << 20) * 8.0 / ns, "Gbit/s"),
-            Kind::Frames => ("TCP bulk, MTU frames", |ns| f64::from(1 << 20) * 8.0 / ns, "Gbit/s"),
+            Kind::Bulk => ("TCP bulk, GSO, per CPU", |ns| f64::from(1 << 20) * 8.0 / ns, "Gbit/s"),
+            Kind::Frames => ("TCP bulk, MTU frames, per CPU", |ns| f64::from(1 << 20) * 8.0 / ns, "Gbit/s"),
             Kind::Datagram => ("UDP, 64 bytes", |ns| 1e9 / ns, "/s"),
         };
         let slowdown = nothing.and_then(|nothing| paired(nothing, all, |a, b| a / b));
