@@ -208,7 +208,7 @@ fn bulk(to: SocketAddr, limit: Duration, server: u32) -> Result<Done> {
         stream.write_all(&chunk)?;
         count += 1;
     }
-    let used = cpu_time()? - before;
+    let used = cpu_time()?.saturating_sub(before);
     Ok(Done { nanoseconds: used.as_secs_f64() * 1e9 / f64::from(count), count: count.into() })
 }
 

@@ -55,7 +55,7 @@ enum Part {
     Traffic,
     /// Run-time statistics under that traffic
     InPlace,
-    /// The TC programs by BPF_PROG_TEST_RUN
+    /// The TC programs by `BPF_PROG_TEST_RUN`
     TestRun,
     /// A denied datagram
     Denied,

@@ -75,15 +75,7 @@ impl Stage {
         let server = start(&world.guest.place(), "server", cpu)?;
         let mut client = start(&client_place, "client", cpu)?;
         let orders = client.stdin().context("the client has no standard input")?;
-        Ok(Self {
-            client,
-            orders,
-            server,
-            subjects,
-            client_address,
-            server_address,
-            world,
-        })
+        Ok(Self { client, orders, server, subjects, client_address, server_address, world })
     }
 
     /// Lets the client work, while the events of `reading` are read.

@@ -21,7 +21,7 @@ const SYN: u8 = 0x02;
 const HOT: u32 = 200_000;
 /// Inserts of one sample: over all rounds, less than the table holds beside the known flows.
 const INSERTS: u32 = 3_000;
-/// TC_ACT_UNSPEC and TC_ACT_SHOT
+/// `TC_ACT_UNSPEC` and `TC_ACT_SHOT`
 const PASS: u32 = u32::MAX;
 const DROP: u32 = 2;
 
@@ -76,7 +76,7 @@ fn cases() -> Vec<Case> {
         let flows = match case.flows {
             // The workload's own address: the peer's decides.
             Flows::New(_) => Flows::New(DESTINATION),
-            other => other,
+            one @ Flows::OneOf(_) => one,
         };
         cases.extend([case, Case { program: TC_PROGRAMS[1], flows, ..case }]);
     }
@@ -193,7 +193,7 @@ fn rounds(
             }
         }
     }
-    let plain = plain(plan)?;
+    let unwrapped = unwrapped(plan)?;
     let mut figures = Vec::new();
     for (at, baseline) in baselines.iter().enumerate().filter(|(_, b)| wanted(b.case)) {
         let empty = &series[subjects.len()][at];
@@ -202,7 +202,7 @@ fn rounds(
             let added = paired(all, empty, |a, b| a - b);
             let what = format!("{}: {}", baseline.case.what, baseline.case.program);
             // All in: what an empty program takes by itself, without the wrapper, and what is added.
-            let value = added.unwrap_or(median(all)) + plain;
+            let value = added.unwrap_or(median(all)) + unwrapped;
             let figure = Figure::new(&what, &subject.name, value, "ns").added(added);
             figures.push(figure.target(baseline.case.target));
         }
@@ -211,7 +211,7 @@ fn rounds(
 }
 
 /// An empty program without a wrapper.
-fn plain(plan: &Plan) -> Result<f64> {
+fn unwrapped(plan: &Plan) -> Result<f64> {
     let program = returning(-1, AttachType::TcxIngress)?;
     let one = || Ok(f64::from(test_run(program.as_fd(), &[0; 64], &[], HOT)?.nanoseconds));
     Ok(median(&(0..plan.rounds).map(|_| one()).collect::<Result<Vec<_>>>()?))

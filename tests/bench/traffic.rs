@@ -115,7 +115,9 @@ fn figures(kind: Kind, setups: &Setups, series: &Series, plan: &Plan) -> Vec<Fig
             Kind::Request => ("TCP request/response, p50", |ns| ns, "ns"),
             Kind::Connect => ("TCP connect and close", |ns| 1e9 / ns, "/s"),
             Kind::Bulk => ("TCP bulk, GSO, per CPU", |ns| f64::from(1 << 20) * 8.0 / ns, "Gbit/s"),
-            Kind::Frames => ("TCP bulk, MTU frames, per CPU", |ns| f64::from(1 << 20) * 8.0 / ns, "Gbit/s"),
+            Kind::Frames => {
+                ("TCP bulk, MTU frames, per CPU", |ns| f64::from(1 << 20) * 8.0 / ns, "Gbit/s")
+            }
             Kind::Datagram => ("UDP, 64 bytes", |ns| 1e9 / ns, "/s"),
         };
         let slowdown = nothing.and_then(|nothing| paired(nothing, all, |a, b| a / b));
