@@ -66,6 +66,14 @@ pub(crate) fn agent(workspace: &Workspace, object: &Path, release: bool) -> Resu
     Ok(workspace.target().join(if release { "release" } else { "debug" }).join("ztseg"))
 }
 
+/// Builds the benchmark, optimised.
+pub(crate) fn benchmark(workspace: &Workspace, object: &Path) -> Result<PathBuf> {
+    let mut cargo = cargo_with(workspace, object);
+    cargo.args(["build", "--package", "ztseg-tests", "--bin", "ztseg-bench", "--release"]);
+    command::run(&mut cargo).context("the benchmark did not build")?;
+    Ok(workspace.target().join("release/ztseg-bench"))
+}
+
 /// Builds the real-kernel tests and gives their executable.
 pub(crate) fn kernel_tests(workspace: &Workspace, object: &Path) -> Result<PathBuf> {
     let mut cargo = cargo_with(workspace, object);

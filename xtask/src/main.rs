@@ -4,6 +4,7 @@
 //! so that each verb works as the first command in a fresh clone.
 
 mod apt;
+mod bench;
 mod build;
 mod ci;
 mod command;
@@ -50,6 +51,8 @@ enum Verb {
     Test(test::Options),
     /// Run the real-kernel tests in virtual machines with Debian's kernels; needs no root
     Vm(vm::Options),
+    /// Measure what ztseg costs, beside nothing and empty programs
+    Bench(bench::Options),
     /// What CI runs: formatting, lints, all tests, kernels 6.1 and 6.12
     Ci,
 }
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Verb::Demo(options) => demo::verb(&workspace, &options),
         Verb::Test(options) => test::verb(&workspace, &options),
         Verb::Vm(options) => vm::verb(&workspace, &options),
+        Verb::Bench(options) => bench::verb(&workspace, &options),
         Verb::Ci => Ok(ci::verb(&workspace)),
     });
     match done {

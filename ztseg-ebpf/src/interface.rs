@@ -12,7 +12,7 @@ use crate::maps::{self, SOCKETS};
 use crate::peer::Held;
 use crate::policy::Policy;
 use crate::skb::{self, Skb, Sock};
-use crate::table;
+use crate::table::{self, Known};
 
 /// Length of an Ethernet header without tags.
 pub const ETHERNET: u32 = 14;
@@ -36,8 +36,13 @@ pub fn packet(skb: &Skb, hook: Hook, link_header: u32) -> Verdict {
     flow.workload = workload_interface(skb.ifindex());
     let key = flow.key();
     let outbound = flow.is_outbound();
-    if failure == 0 && table::known(control, stamp, &key, outbound, flow.packet.length) {
-        return Verdict::Allow;
+    let mut found = false;
+    if failure == 0 {
+        match table::known(control, stamp, &key, outbound, flow.packet.length) {
+            Known::Allowed => return Verdict::Allow,
+            Known::Stale => found = true,
+            Known::Nothing => {}
+        }
     }
     // No longer a workload: about to be detached.
     let Some(workload) = Policy::of(stamp).workload(flow.workload) else { return Verdict::Allow };
@@ -51,7 +56,7 @@ pub fn packet(skb: &Skb, hook: Hook, link_header: u32) -> Verdict {
     if let Some(verdict) = table::special(skb, &mut flow) {
         return verdict;
     }
-    table::packet::<true>(skb.raw, &mut flow, &key)
+    table::packet::<true>(skb.raw, &mut flow, &key, found)
 }
 
 /// The Ethernet type, host order; of the outermost tag that is still in the packet.

@@ -17,6 +17,7 @@ use crate::judge::{Outcome, judge, report};
 use crate::maps::{self, SOCKETS, count};
 use crate::policy::Policy;
 use crate::skb::{LISTEN, SYN_SENT, Skb, Sock};
+use crate::table::Known;
 use crate::{skb, table, workload};
 
 /// Index of the loopback device in every network namespace (`LOOPBACK_IFINDEX`).
@@ -247,13 +248,19 @@ fn datagram(skb: &Skb, control: &Control, sk: Sock, hook: Hook, stamp: u64) -> V
     }
     let key = flow.key();
     let outbound = flow.is_outbound();
-    if !connected && table::known(control, stamp, &key, outbound, flow.packet.length) {
-        return Verdict::Allow;
+    // A connected socket has looked at its own state already; the table may have the flow, too.
+    let mut found = connected;
+    if !connected {
+        match table::known(control, stamp, &key, outbound, flow.packet.length) {
+            Known::Allowed => return Verdict::Allow,
+            Known::Stale => found = true,
+            Known::Nothing => {}
+        }
     }
     if let Some(verdict) = table::special(skb, &mut flow) {
         return verdict;
     }
-    if table::packet::<false>(skb.raw, &mut flow, &key) == Verdict::Deny {
+    if table::packet::<false>(skb.raw, &mut flow, &key, found) == Verdict::Deny {
         return Verdict::Deny;
     }
     if connected && let Some(state) = SOCKETS.get(sk.raw, false) {

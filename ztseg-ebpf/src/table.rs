@@ -17,29 +17,49 @@ use crate::judge::{Outcome, judge, report};
 use crate::maps::{FLOWS, control, count};
 use crate::skb::{Skb, ztseg_parse_quoted};
 
-/// Finds a valid verdict: only flows that are allowed are in the table.
+/// What the table knows of a packet's flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Judged by what is in force: only flows that are allowed are in the table.
+    Allowed,
+    /// Judged by something older, or silent for too long.
+    Stale,
+    /// Nothing, so that nobody needs to look again.
+    Nothing,
+}
+
+/// Looks for a verdict, and counts the packet where there is a valid one.
 #[inline(always)]
-pub fn known(control: &Control, stamp: u64, key: &FlowKey, outbound: bool, bytes: u16) -> bool {
+pub fn known(control: &Control, stamp: u64, key: &FlowKey, outbound: bool, bytes: u16) -> Known {
     // SAFETY: a plain helper call.
     let now = unsafe { bpf_jiffies64() };
-    match fresh(key, control, now) {
-        Some(state) if state.stamp == stamp => {
-            state.last_seen = now;
-            account(&mut state.traffic, outbound, bytes);
-            true
-        }
-        _ => false,
+    let Some(state) = state(key) else { return Known::Nothing };
+    if state.stamp != stamp || !is_fresh(state, key, control, now) {
+        return Known::Stale;
     }
+    state.last_seen = now;
+    account(&mut state.traffic, outbound, bytes);
+    Known::Allowed
+}
+
+#[inline(always)]
+fn state(key: &FlowKey) -> Option<&'static mut FlowState> {
+    let state = FLOWS.get_ptr_mut(key)?;
+    // SAFETY: a valid pointer from the lookup; words written by several CPUs are counts and times.
+    Some(unsafe { &mut *state })
+}
+
+/// Whether the flow has not been silent for too long.
+#[inline(always)]
+fn is_fresh(state: &FlowState, key: &FlowKey, control: &Control, now: u64) -> bool {
+    let timeout = u64::from(timeout_seconds(key.protocol)) * u64::from(control.hz);
+    now.wrapping_sub(state.last_seen) <= timeout
 }
 
 /// The flow's state, unless it has been silent for too long.
 #[inline(always)]
 fn fresh(key: &FlowKey, control: &Control, now: u64) -> Option<&'static mut FlowState> {
-    let state = FLOWS.get_ptr_mut(key)?;
-    // SAFETY: a valid pointer from the lookup; words written by several CPUs are counts and times.
-    let state = unsafe { &mut *state };
-    let timeout = u64::from(timeout_seconds(key.protocol)) * u64::from(control.hz);
-    if now.wrapping_sub(state.last_seen) > timeout { None } else { Some(state) }
+    state(key).filter(|state| is_fresh(state, key, control, now))
 }
 
 /// Adds a packet to a flow's counts.
@@ -56,7 +76,7 @@ pub fn account(traffic: &mut Traffic, outbound: bool, bytes: u16) {
 
 /// Judges a packet that has no valid verdict, and keeps what may be kept. The flow has its subject
 /// and its packet; the role that it turns out to have is set in it. `INTERFACE` says what kind of
-/// workload it is.
+/// workload it is; `found` whether the table has the flow, if not in force.
 ///
 /// Not a global subprogram, as those below: kernels before 6.2 take no map key from an argument of
 /// one, and `key` must be on the caller's stack.
@@ -65,12 +85,15 @@ pub fn packet<const INTERFACE: bool>(
     skb: *mut __sk_buff,
     flow: &mut Flow,
     key: &FlowKey,
+    found: bool,
 ) -> Verdict {
     let Some(control) = control() else { return Verdict::Deny };
-    // SAFETY: a plain helper call.
-    if let Some(state) = fresh(key, control, unsafe { bpf_jiffies64() }) {
-        flow.keep_role(state.role);
-        flow.peer = state.peer;
+    if found {
+        // SAFETY: a plain helper call.
+        if let Some(state) = fresh(key, control, unsafe { bpf_jiffies64() }) {
+            flow.keep_role(state.role);
+            flow.peer = state.peer;
+        }
     }
     let before = flow.peer;
     let mut outcome = judge::<INTERFACE>(skb, flow);
@@ -80,7 +103,7 @@ pub fn packet<const INTERFACE: bool>(
         flow.peer = before;
         outcome = judge::<INTERFACE>(skb, flow);
     }
-    keep(flow, key, outcome);
+    keep(flow, key, outcome, found);
     outcome.verdict()
 }
 
@@ -103,11 +126,13 @@ const ICMP_HEADER: u32 = 8;
 
 /// Keeps a verdict that may be kept, and forgets a flow that is denied.
 #[inline(never)]
-fn keep(flow: &Flow, key: &FlowKey, outcome: Outcome) {
+fn keep(flow: &Flow, key: &FlowKey, outcome: Outcome, found: bool) {
     let bytes = flow.packet.length;
     if outcome.verdict() == Verdict::Deny {
-        // A flow that was allowed under an older policy must not be found again.
-        let _ = FLOWS.remove(key);
+        if found {
+            // A flow that was allowed under an older policy must not be found again.
+            let _ = FLOWS.remove(key);
+        }
         return;
     }
     if !outcome.keep() {
@@ -115,11 +140,10 @@ fn keep(flow: &Flow, key: &FlowKey, outcome: Outcome) {
     }
     // SAFETY: a plain helper call.
     let last_seen = unsafe { bpf_jiffies64() };
-    if let Some(state) = FLOWS.get_ptr_mut(key) {
-        // SAFETY: a valid pointer from the lookup. The stamp is written last: a packet on another
-        // CPU that sees it sees the words before it, too (x86 and BPF_ATOMIC-free stores of one
-        // CPU are seen in order; on weaker machines it is judged again at worst).
-        let state = unsafe { &mut *state };
+    if let Some(state) = if found { state(key) } else { None } {
+        // The stamp is written last: a packet on another CPU that sees it sees the words before
+        // it, too (x86 and BPF_ATOMIC-free stores of one CPU are seen in order; on weaker machines
+        // it is judged again at worst).
         state.last_seen = last_seen;
         state.peer = flow.peer;
         state.rule = outcome.rule();

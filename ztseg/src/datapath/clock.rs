@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use super::measure::{self, ProgramType};
 use super::sys;
 
 /// The values that `CONFIG_HZ` can have on x86 and arm64.
@@ -14,7 +15,7 @@ const READ_JIFFIES: [u64; 2] = [0x0000_0076_0000_0085, 0x95];
 
 /// Measures it: no file says it, and the programs count time in jiffies because that costs nothing.
 pub fn jiffies_per_second() -> io::Result<u32> {
-    let program = sys::load_classifier(&READ_JIFFIES)?;
+    let program = measure::load(ProgramType::Classifier, None, &READ_JIFFIES)?;
     let read = || sys::test_run(program.as_fd(), &[0; 64], &[], 1).map(|run| run.value);
     let start = Instant::now();
     let first = read()?;

@@ -8,6 +8,7 @@ mod clock;
 mod debug;
 mod detach;
 mod generation;
+pub mod measure;
 mod memory;
 pub mod object;
 mod programs;
@@ -33,6 +34,7 @@ use ztseg_common::value::{
 };
 
 use self::generation::{Generation, OUTER};
+pub use self::programs::{CGROUP_PROGRAMS, TC_PROGRAMS, has_tcx};
 use self::programs::{Pins, kernel};
 use self::sys::ControlPage;
 
@@ -433,7 +435,7 @@ impl Datapath {
     /// The programs and where they are attached.
     pub fn programs(&self) -> Result<Vec<ProgramStatus>, DatapathError> {
         let attached = |name: &str| {
-            if programs::TC_PROGRAMS.contains(&name) {
+            if TC_PROGRAMS.contains(&name) {
                 self.interfaces.values().map(|i| i.name.clone()).collect()
             } else if self.cgroup_attached {
                 vec![self.options.cgroup_root.display().to_string()]

@@ -15,7 +15,7 @@ use ztseg_common::value::Control;
 /// Commands of `bpf(2)` (`enum bpf_cmd`, uapi/linux/bpf.h).
 #[derive(Clone, Copy)]
 #[repr(u32)]
-enum Command {
+pub(super) enum Command {
     MapCreate = 0,
     MapLookup = 1,
     MapUpdate = 2,
@@ -29,6 +29,7 @@ enum Command {
     MapUpdateBatch = 26,
     LinkCreate = 28,
     LinkUpdate = 29,
+    EnableStats = 32,
     LinkDetach = 34,
 }
 
@@ -40,6 +41,8 @@ pub enum MapType {
     Hash = 1,
     /// Array.
     Array = 2,
+    /// Programs for tail calls.
+    ProgramArray = 3,
     /// Longest-prefix trie.
     LpmTrie = 11,
     /// Array of maps.
@@ -80,17 +83,17 @@ fn bpf<T: Pod>(command: Command, attr: &mut T) -> io::Result<i32> {
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(i32::try_from(ret).unwrap_or(0)) }
 }
 
-fn bpf_fd<T: Pod>(command: Command, attr: &mut T) -> io::Result<OwnedFd> {
+pub(super) fn bpf_fd<T: Pod>(command: Command, attr: &mut T) -> io::Result<OwnedFd> {
     let fd = bpf(command, attr)?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn fd_u32(fd: RawFd) -> u32 {
+pub(super) fn fd_u32(fd: RawFd) -> u32 {
     u32::try_from(fd).unwrap_or(u32::MAX)
 }
 
-fn address<T>(slice: &[T]) -> u64 {
+pub(super) fn address<T>(slice: &[T]) -> u64 {
     slice.as_ptr() as u64
 }
 
@@ -334,7 +337,7 @@ pub struct LinkInfo {
     pub target: u64,
 }
 
-fn info<T: Pod>(object: BorrowedFd<'_>) -> io::Result<T> {
+pub(super) fn info<T: Pod>(object: BorrowedFd<'_>) -> io::Result<T> {
     #[repr(C)]
     #[derive(Clone, Copy, Zeroable, Pod)]
     struct Attr {
@@ -405,29 +408,6 @@ pub fn test_run(
     }
     bpf(Command::ProgTestRun, &mut attr)?;
     Ok(TestRun { value: attr.retval, nanoseconds: attr.duration })
-}
-
-/// Loads a classifier from instructions (`struct bpf_insn`), for questions that only a program can
-/// ask.
-pub fn load_classifier(instructions: &[u64]) -> io::Result<OwnedFd> {
-    const SCHED_CLS: u32 = 3;
-    #[repr(C)]
-    #[derive(Clone, Copy, Zeroable, Pod)]
-    struct Attr {
-        prog_type: u32,
-        insn_cnt: u32,
-        insns: u64,
-        license: u64,
-        log_level: u32,
-        log_size: u32,
-        log_buf: u64,
-    }
-    let mut attr = Attr::zeroed();
-    attr.prog_type = SCHED_CLS;
-    attr.insn_cnt = u32::try_from(instructions.len()).unwrap_or(u32::MAX);
-    attr.insns = address(instructions);
-    attr.license = c"GPL".as_ptr() as u64;
-    bpf_fd(Command::ProgLoad, &mut attr)
 }
 
 /// The control word of the programs, mapped: its fields are stored word by word, so that no program
