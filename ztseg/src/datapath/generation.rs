@@ -2,8 +2,6 @@
 //! one store.
 
 use std::collections::HashMap;
-use std::io;
-use std::num::NonZero;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -18,10 +16,6 @@ use ztseg_common::value::{Entry, Peer, PortChunk, Rule, Subject, Workload};
 use super::sys::{self, MapSpec, MapType};
 use super::{Capacity, DatapathError};
 use crate::image::Image;
-
-/// Threads that fill one map, and entries that make one worth starting.
-const FILLERS: usize = 4;
-const WORTH_A_THREAD: usize = 16_384;
 
 const NO_PREALLOC: u32 = 1;
 const INNER_MAP: u32 = 1 << 12;
@@ -184,24 +178,14 @@ fn hash<K, V>(name: &str, max_entries: u32, flags: u32) -> anyhow::Result<OwnedF
     create::<K, V>(name, MapType::Hash, max_entries, flags)
 }
 
-fn fill_hash<K: NoUninit + Sync, V: NoUninit + Sync>(
+fn fill_hash<K: NoUninit, V: NoUninit>(
     map: &OwnedFd,
     name: &str,
     pairs: impl Iterator<Item = (K, V)>,
 ) -> anyhow::Result<()> {
     let (keys, values): (Vec<K>, Vec<V>) = pairs.unzip();
-    let cpus = std::thread::available_parallelism().map_or(1, NonZero::get).min(FILLERS);
-    let share = keys.len().div_ceil(cpus).max(WORTH_A_THREAD);
-    let fill = |keys: &[K], values: &[V]| sys::map_update_batch(map.as_fd(), keys, values);
-    // Most of the time goes into cache misses of the kernel's inserts.
-    std::thread::scope(|scope| {
-        let shares = keys.chunks(share).zip(values.chunks(share));
-        let fillers: Vec<_> = shares.map(|(k, v)| scope.spawn(move || fill(k, v))).collect();
-        fillers.into_iter().try_for_each(|filler| {
-            filler.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
-        })
-    })
-    .with_context(|| format!("filling the map {name} with {} entries", keys.len()))
+    sys::map_update_batch(map.as_fd(), &keys, &values)
+        .with_context(|| format!("filling the map {name} with {} entries", keys.len()))
 }
 
 fn array<V: NoUninit>(name: &str, values: &[V]) -> anyhow::Result<OwnedFd> {
