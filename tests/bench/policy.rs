@@ -107,20 +107,17 @@ impl Input {
 }
 
 fn workloads(subjects: &Subjects, client: SegmentId, server: SegmentId) -> Vec<Membership> {
-    const FIRST: u32 = 1_000_000;
     let deepest = subjects.cgroups.len().saturating_sub(1);
     let mut memberships = Vec::new();
     for (depth, (key, level)) in subjects.cgroups.iter().copied().enumerate() {
         let segments = if depth == deepest { [client].into() } else { [].into() };
         let (name, level) = (format!("/bench{depth}"), Some(level));
-        let index = FIRST + u32::try_from(depth).unwrap_or(0);
-        memberships.push(Membership { key, name, level, index, segments });
+        memberships.push(Membership { key, name, level, segments });
     }
     memberships.push(Membership {
         key: workload_interface(subjects.ifindex),
         name: "interface:bench".into(),
         level: None,
-        index: FIRST - 1,
         segments: [server].into(),
     });
     memberships

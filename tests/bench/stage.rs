@@ -8,11 +8,9 @@
 //! the workload. Client, server and all that the kernel does between them run on one CPU.
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::process::ChildStdin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -44,7 +42,6 @@ const READER: Duration = Duration::from_millis(20);
 pub(crate) struct Stage {
     // Dropped in this order: processes, then the world.
     client: Process,
-    orders: ChildStdin,
     server: Process,
     pub(crate) subjects: Subjects,
     pub(crate) client_address: Ipv4Addr,
@@ -73,9 +70,8 @@ impl Stage {
             network: IpNet::V4(Ipv4Net::new(server_address, 28)?.trunc()),
         };
         let server = start(&world.guest.place(), "server", cpu)?;
-        let mut client = start(&client_place, "client", cpu)?;
-        let orders = client.stdin().context("the client has no standard input")?;
-        Ok(Self { client, orders, server, subjects, client_address, server_address, world })
+        let client = start(&client_place, "client", cpu)?;
+        Ok(Self { client, server, subjects, client_address, server_address, world })
     }
 
     /// Lets the client work, while the events of `reading` are read.
@@ -90,8 +86,7 @@ impl Stage {
         let milliseconds = u64::try_from(time.as_millis())?;
         let server_pid = self.server.pid();
         let order = Order { work, server: self.server_address, server_pid, milliseconds, round };
-        writeln!(self.orders, "{}", serde_json::to_string(&order)?)
-            .context("the client is gone")?;
+        self.client.say(&serde_json::to_string(&order)?).context("the client is gone")?;
         let deadline = Instant::now() + time + Duration::from_secs(10);
         loop {
             let wait = if reading.is_some() { READER } else { time + Duration::from_secs(10) };

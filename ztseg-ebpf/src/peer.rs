@@ -57,11 +57,11 @@ pub extern "C" fn ztseg_peer(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
         // The device says more than an address can. Its index means something in the agent's
         // network namespace only, where the interface workloads are.
         let key = workload_interface(Skb::new(skb).ifindex());
-        if let Some(workload) = policy.workload(key) {
-            if workload.flags & WORKLOAD_HOST_SIDE == 0 {
-                flow.peer = key;
-                flow.identity = workload.identity;
-            }
+        if let Some(workload) = policy.workload(key)
+            && workload.flags & WORKLOAD_HOST_SIDE == 0
+        {
+            flow.peer = key;
+            flow.identity = workload.identity;
         }
     }
     1

@@ -191,8 +191,11 @@ pub extern "C" fn ztseg_quotes_flow(skb: *mut __sk_buff, flow: *const Flow) -> u
     }
     // What an incoming error quotes went out.
     let key = table_key(&quoted, !flow.is_outbound(), flow.workload, flow.netns);
+    // What was judged by an older policy may be denied now; a packet of the flow that is still
+    // allowed has renewed it before an error can come back.
     // SAFETY: a plain helper call.
-    u32::from(fresh(&key, control, unsafe { bpf_jiffies64() }).is_some())
+    let known = fresh(&key, control, unsafe { bpf_jiffies64() });
+    u32::from(known.is_some_and(|state| state.stamp == flow.stamp))
 }
 
 /// A packet that no rule can be asked about: denied where its direction is isolated or has rules,
