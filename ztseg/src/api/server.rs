@@ -5,6 +5,7 @@
 //! | `GET /healthz` | `ok` | everyone who can connect |
 //! | `GET /v1/status` | [`super::types::Status`] | readers |
 //! | `GET /v1/workloads` | a list of [`super::types::WorkloadInfo`] | readers |
+//! | `GET /v1/metrics` | OpenMetrics text | readers |
 //! | `GET /v1/events?last=N&follow=1` | [`super::types::EventLine`]s | readers |
 //! | `POST /v1/apply` | [`super::types::Applied`] | root |
 
@@ -36,6 +37,7 @@ use super::types::{ApplyRequest, ErrorBody};
 use crate::agent::handle::Handle;
 use crate::events::log::Follower;
 use crate::policy::source::Source;
+use crate::present::metrics;
 
 /// The largest body of an apply, in bytes.
 const BODY_LIMIT: usize = 64 << 20;
@@ -137,6 +139,7 @@ pub fn router(agent: Handle) -> Router {
     let read = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/workloads", get(workloads))
+        .route("/v1/metrics", get(measures))
         .route("/v1/events", get(events))
         .layer(middleware::from_fn(|c, r, n| guard(Access::Read, c, r, n)));
     let change = Router::new()
@@ -191,6 +194,13 @@ fn stopping() -> Response {
 
 async fn status(State(agent): State<Handle>) -> Response {
     agent.status().await.map_or_else(stopping, |s| Json(s).into_response())
+}
+
+async fn measures(State(agent): State<Handle>) -> Response {
+    agent.status().await.map_or_else(stopping, |status| {
+        let content_type = [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)];
+        (content_type, metrics::text(&status)).into_response()
+    })
 }
 
 async fn workloads(State(agent): State<Handle>) -> Response {

@@ -1,6 +1,7 @@
 //! What people see: one model, several presenters. Pure.
 
 pub mod compact;
+pub mod metrics;
 pub mod status;
 pub mod table;
 

@@ -97,6 +97,26 @@ async fn what_is_configured_is_applied_again() {
 }
 
 #[tokio::test]
+async fn metrics_are_text_that_any_scraper_reads() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let world = world();
+    world.status().await;
+    let mut stream = UnixStream::connect(world.socket()).await.expect("connected");
+    stream.write_all(b"GET /v1/metrics HTTP/1.0\r\n\r\n").await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.contains("application/openmetrics-text"), "{answer}");
+    for line in [
+        "ztseg_drop_count_total{direction=\"egress\"} 17",
+        "ztseg_policy_generation 1",
+        "ztseg_workloads{segment=\"web\"} 1",
+        "# EOF",
+    ] {
+        assert!(answer.contains(line), "no {line} in\n{answer}");
+    }
+}
+
+#[tokio::test]
 async fn files_can_be_sent() {
     let world = world();
     let file = |text: &str| {
