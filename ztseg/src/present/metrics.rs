@@ -1,4 +1,4 @@
-//! The agent's state as OpenMetrics text. Cardinality is bounded by the policy: labels are
+//! The agent's state as `OpenMetrics` text. Cardinality is bounded by the policy: labels are
 //! directions, outcomes, maps and segments.
 
 use std::sync::atomic::AtomicU64;
@@ -12,7 +12,7 @@ use ztseg_common::event::Counter as Kernel;
 
 use crate::api::types::Status;
 
-/// What `Content-Type` the text has (OpenMetrics 1.0, section "Exposition").
+/// What `Content-Type` the text has (`OpenMetrics` 1.0, section "Exposition").
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 type Labels = Vec<(&'static str, String)>;
