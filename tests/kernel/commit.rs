@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use ztseg_tests::agent::Agent;
 use ztseg_tests::process::Place;
 use ztseg_tests::traffic::{Listen, Server, Stream, StreamKind};
-use ztseg_tests::world::World;
+use ztseg_tests::world::{World, patient, times};
 
 use crate::Body;
 use crate::environment::Environment;
@@ -21,7 +21,7 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
 ];
 
 /// How many policies are put in force.
-const POLICIES: u64 = 200;
+const POLICIES: u32 = 200;
 /// Allowed by every policy.
 const ALLOWED: u16 = 2000;
 /// Denied by every policy, at the client's end.
@@ -127,18 +127,23 @@ fn two_hundred_policies_under_traffic(_: &Environment) -> Result<()> {
     denied.extend(streams(&peer, (near, DENIED_IN).into(), &KINDS[1..])?);
 
     let before = agent.status()?["generation"].as_u64().context("no generation")?;
-    for number in 1..=POLICIES {
+    let policies = u64::from(times(POLICIES));
+    for number in 1..=policies {
         agent.apply(&policy(number)?)?;
     }
+    println!("{policies} policies were put in force");
     let after = agent.status()?["generation"].as_u64().context("no generation")?;
-    ensure!(after == before + POLICIES, "{} generations, not {POLICIES}", after - before);
+    ensure!(after == before + policies, "{} generations, not {policies}", after - before);
     // What passes late would pass now.
-    thread::sleep(Duration::from_millis(100));
+    thread::sleep(patient(Duration::from_millis(100)));
 
     let mut wrong = String::new();
     for (name, stream) in allowed {
         let counts = stream.finish().with_context(|| name.clone())?;
-        if counts.received != counts.sent || counts.errors != 0 || counts.sent < 100 {
+        if counts.received != counts.sent
+            || counts.errors != 0
+            || counts.sent < u64::from(times(100))
+        {
             writeln!(wrong, "allowed, but not all came back: {name}: {counts:?}")?;
         }
     }
@@ -185,7 +190,7 @@ fn a_revocation_hits_live_flows(_: &Environment) -> Result<()> {
     for _ in 0..3 {
         agent.apply(REVOKED)?;
         // What was let through before is read by now.
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(patient(Duration::from_millis(20)));
         let before = counts()?;
         thread::sleep(Duration::from_millis(200));
         let after = counts()?;
@@ -194,7 +199,10 @@ fn a_revocation_hits_live_flows(_: &Environment) -> Result<()> {
         // TCP tries again after a while, which doubles.
         let start = Instant::now();
         while counts()?.iter().zip(&after).any(|(now, after)| now <= after) {
-            ensure!(start.elapsed() < Duration::from_secs(10), "allowed, but not all goes on");
+            ensure!(
+                start.elapsed() < patient(Duration::from_secs(10)),
+                "allowed, but not all goes on"
+            );
             thread::sleep(Duration::from_millis(20));
         }
     }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use ztseg_tests::agent::Agent;
 use ztseg_tests::process::Place;
 use ztseg_tests::traffic::{Ask, Listen, Outcome, Probe, Server, newborn};
-use ztseg_tests::world::{World, patient};
+use ztseg_tests::world::{World, patient, times};
 
 use crate::Body;
 use crate::environment::Environment;
@@ -65,16 +65,16 @@ fn wait_until(world: &World, from: &Place, denied: bool) -> Result<()> {
 
 /// There is no window: no packet of the denied flow passes, none of the allowed one is lost.
 fn a_new_cgroup(_: &Environment) -> Result<()> {
-    const COUNT: u32 = 500;
+    let count = times(500);
     let world = World::new()?;
     let app = world.workload("/app")?;
     let mut agent = Agent::start(&world, POLICY)?;
     let server = server(&world)?;
     let to = world.uplink.far(false);
-    let taken = newborn(&app, COUNT, (to, ALLOWED).into(), (to, DENIED).into())?;
+    let taken = newborn(&app, count, (to, ALLOWED).into(), (to, DENIED).into())?;
     ensure!(
-        (taken.first_taken, taken.second_taken) == (u64::from(COUNT), 0),
-        "of {COUNT} first packets each: {taken:?}"
+        (taken.first_taken, taken.second_taken) == (u64::from(count), 0),
+        "of {count} first packets each: {taken:?}"
     );
     let arrived = server.finish()?;
     let denied = arrived.iter().find(|(port, _)| port.ends_with(&format!(":{DENIED}")));
@@ -116,19 +116,19 @@ fn an_interface_comes_and_goes(_: &Environment) -> Result<()> {
 
 /// As many workloads, made while the agent runs, and there when it starts.
 fn ten_thousand_cgroups(_: &Environment) -> Result<()> {
-    const COUNT: u64 = 10_000;
+    let count = times(10_000);
     let world = World::new()?;
     let mut agent = Agent::start(&world, POLICY)?;
     let _server = server(&world)?;
     let start = Instant::now();
-    for n in 0..COUNT {
+    for n in 0..count {
         world.cgroup(&format!("/jobs/n{n}"))?;
     }
-    println!("{COUNT} cgroups made in {} ms", start.elapsed().as_millis());
-    let all = |status: &serde_json::Value| status["workloadsBySegment"]["jobs"] == COUNT;
+    println!("{count} cgroups made in {} ms", start.elapsed().as_millis());
+    let all = |status: &serde_json::Value| status["workloadsBySegment"]["jobs"] == count;
     agent.wait_for_status_within(patient(Duration::from_secs(30)), all)?;
     println!("known to the agent after {} ms", start.elapsed().as_millis());
-    let last = world.workload(&format!("/jobs/n{}", COUNT - 1))?;
+    let last = world.workload(&format!("/jobs/n{}", count - 1))?;
     wait_until(&world, &last, true)?;
     let start = Instant::now();
     agent.apply(POLICY)?;

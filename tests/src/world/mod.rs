@@ -37,6 +37,12 @@ pub fn patient(limit: Duration) -> Duration {
     if std::env::var_os(IN_VM).is_some() { limit * 8 } else { limit }
 }
 
+/// How often something is done `here` times on a real machine: a tenth of it in a virtual machine,
+/// where all is about as much slower. What is printed is what was done.
+pub fn times(here: u32) -> u32 {
+    if std::env::var_os(IN_VM).is_some() { here / 10 } else { here }
+}
+
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A world. Make it before what runs in it, so that it is dropped after.
