@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::process::ExitCode;
 
+/// How many lines of a runner's failures are said again at the end.
+const FAILURE_LINES: usize = 60;
+
 /// Tests that passed, failed and were skipped, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
@@ -11,18 +14,39 @@ pub(crate) struct Tally {
     failed: u64,
     skipped: u64,
     reasons: BTreeMap<String, u64>,
+    /// What the runners said of their failed tests.
+    failures: Vec<String>,
+    part: Part,
+}
+
+/// Where in a runner's output we are. Both runners close with `failures:` and what each failed
+/// test printed, then, libtest only, `failures:` again and the names alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Part {
+    #[default]
+    Tests,
+    Failures,
+    Names,
 }
 
 impl Tally {
     /// Takes in one line of a runner's output: the closing line of libtest and libtest-mimic, and
     /// the lines of skipped tests for their reasons. Other lines count nothing.
     pub(crate) fn read(&mut self, line: &str) {
-        if let Some(reason) = skip_reason(line) {
+        if line == "failures:" {
+            self.part = if self.part == Part::Tests { Part::Failures } else { Part::Names };
+        } else if let Some(reason) = skip_reason(line) {
             *self.reasons.entry(reason.to_owned()).or_default() += 1;
         } else if let Some([passed, failed, ignored]) = closing_line(line) {
             self.passed += passed;
             self.failed += failed;
             self.skipped += ignored;
+            self.part = Part::Tests;
+        } else if self.part == Part::Failures
+            && self.failures.len() < FAILURE_LINES
+            && !line.trim().is_empty()
+        {
+            self.failures.push(line.to_owned());
         }
     }
 
@@ -33,8 +57,9 @@ impl Tally {
     }
 
     /// Counts a runner that failed without saying so in a closing line.
-    pub(crate) fn fail(&mut self) {
+    pub(crate) fn fail(&mut self, why: impl Into<String>) {
         self.failed += 1;
+        self.failures.push(why.into());
     }
 
     /// How many failed.
@@ -50,11 +75,15 @@ impl Tally {
         for (reason, count) in &other.reasons {
             *self.reasons.entry(reason.clone()).or_default() += count;
         }
+        self.failures.extend_from_slice(&other.failures);
     }
 
-    /// Prints one line per reason for skipped tests, then the closing line, and gives the exit
+    /// Prints what the failed tests said, one line per reason for skipped tests, then the closing line, and gives the exit
     /// status: failure when a test failed.
     pub(crate) fn close(&self) -> ExitCode {
+        for line in &self.failures {
+            println!("failure: {line}");
+        }
         let mut explained = 0;
         for (reason, count) in &self.reasons {
             println!("skipped {count}: {reason}");
@@ -70,7 +99,7 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { passed, failed, skipped, reasons: _ } = self;
+        let Self { passed, failed, skipped, .. } = self;
         write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
     }
 }
@@ -127,6 +156,25 @@ mod tests {
         ]);
         let reasons: Vec<_> = tally.reasons.iter().map(|(r, n)| (r.as_str(), *n)).collect();
         assert_eq!(reasons, [("no cgroup2 mount", 2), ("takes an hour", 1)]);
+    }
+
+    #[test]
+    fn keeps_what_failed_tests_said_once() {
+        let tally = tally(&[
+            "test a ... FAILED",
+            "",
+            "failures:",
+            "",
+            "---- a ----",
+            "it broke",
+            "",
+            "failures:",
+            "    a",
+            "",
+            "test result: FAILED. 4 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out",
+            "a line of the next runner",
+        ]);
+        assert_eq!(tally.failures, ["---- a ----", "it broke"]);
     }
 
     #[test]

@@ -81,7 +81,7 @@ fn kernel(workspace: &Workspace, built: &Built, args: &[String]) -> Result<Tally
     println!(
         "the real-kernel tests cannot run on this kernel ({obstacle}); they run in a virtual machine"
     );
-    match vm::tests(workspace, built, Series::V6_12, args) {
+    match vm::tests(workspace, built, &[Series::V6_12], args) {
         Ok(tally) => Ok(tally),
         Err(error) => {
             eprintln!("no virtual machine: {error:#}");
@@ -163,12 +163,11 @@ pub(crate) fn tallied(command: &mut Command, limit: Duration, what: &str) -> Res
         Ended::Exited(status) if status.success() => {}
         Ended::Exited(_) if tally.failed() > 0 => {}
         Ended::Exited(status) => {
-            eprintln!("error: {what} ended without a result ({status}); see the output above");
-            tally.fail();
+            tally.fail(format!("{what} ended without a result ({status}); see their output"));
         }
         Ended::TimedOut => {
-            eprintln!("error: {what} had not ended after {} s and were stopped", limit.as_secs());
-            tally.fail();
+            tally
+                .fail(format!("{what} had not ended after {} s and were stopped", limit.as_secs()));
         }
     }
     Ok(tally)

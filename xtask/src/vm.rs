@@ -6,9 +6,10 @@
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 
 use crate::command::{self, Ended};
 use crate::initramfs;
@@ -60,34 +61,64 @@ impl Choice {
 
 pub(crate) fn verb(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     let built = test::build(workspace)?;
-    let mut total = Tally::default();
-    for series in options.kernel.series() {
-        total.add(&tests(workspace, &built, *series, &options.args)?);
-    }
-    Ok(total.close())
+    Ok(tests(workspace, &built, options.kernel.series(), &options.args)?.close())
 }
 
-/// Boots a kernel, runs the tests in it, and gives their tally. An error when no machine could be
-/// started; a machine that dies or hangs is a failed test.
+/// Boots the kernels side by side, since an emulated machine keeps only one processor busy, runs
+/// the tests in each, and gives the tally. An error when a machine could not be started; one that
+/// dies or hangs is a failed test.
 pub(crate) fn tests(
     workspace: &Workspace,
     built: &Built,
-    series: Series,
+    kernels: &[Series],
     args: &[String],
 ) -> Result<Tally> {
     setup::vm_tools(workspace)?;
+    // One after the other: they share a folder for what is unfinished.
+    let kernels = kernels
+        .iter()
+        .map(|series| Ok((*series, kernels::ready(workspace, *series)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let tallies: Vec<Result<Tally>> = thread::scope(|scope| {
+        let machines: Vec<_> = kernels
+            .iter()
+            .map(|(series, kernel)| {
+                scope.spawn(move || machine(workspace, built, *series, kernel, args))
+            })
+            .collect();
+        machines
+            .into_iter()
+            .map(|machine| {
+                machine.join().map_err(|_| anyhow!("a bug: the machine's thread died"))?
+            })
+            .collect()
+    });
+    let mut total = Tally::default();
+    for tally in tallies {
+        total.add(&tally?);
+    }
+    Ok(total)
+}
+
+/// One machine: boots it, and gives the tally of the tests in it.
+fn machine(
+    workspace: &Workspace,
+    built: &Built,
+    series: Series,
+    kernel: &Kernel,
+    args: &[String],
+) -> Result<Tally> {
     let name = series.name();
-    let kernel = kernels::ready(workspace, series)?;
     let folder = workspace.vm().join(name);
-    let accelerator = Accelerator::probe(&folder, &kernel)?;
-    let initramfs = initramfs::with_tests(workspace, &folder, &kernel, built, args, TESTS_LIMIT)?;
+    let accelerator = Accelerator::probe(&folder, kernel)?;
+    let initramfs = initramfs::with_tests(workspace, &folder, kernel, built, args, TESTS_LIMIT)?;
     let console = folder.join("console.log");
     println!("[{name}] boot Linux {} with {}", kernel.release, accelerator.describe());
 
     let start = Instant::now();
     let mut tally = Tally::default();
     let mut status = None;
-    let mut qemu = accelerator.qemu(&kernel, &initramfs, &console);
+    let mut qemu = accelerator.qemu(kernel, &initramfs, &console);
     let ended = command::stream(&mut qemu, TESTS_LIMIT + BOOT_LIMIT, &mut |line| {
         if let Some(code) = line.strip_prefix(MARKER) {
             status = code.trim().parse::<i32>().ok();
@@ -97,8 +128,8 @@ pub(crate) fn tests(
         }
     })?;
     if let Some(problem) = problem(&ended, status, &tally) {
-        tally.fail();
         eprintln!("[{name}] error: {problem}");
+        tally.fail(format!("Linux {name}: {problem}"));
         eprintln!("[{name}] the end of {}:", console.display());
         for line in command::tail(&console, 40).lines() {
             eprintln!("[{name}] | {}", line.trim_end());
@@ -219,7 +250,7 @@ mod tests {
     #[test]
     fn a_status_that_a_failed_test_explains_is_none() {
         let mut failed = Tally::default();
-        failed.fail();
+        failed.fail("it broke");
         assert!(problem(&exited(), Some(101), &failed).is_none());
     }
 
