@@ -8,8 +8,8 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use ztseg_tests::agent::Agent;
 use ztseg_tests::process::Place;
-use ztseg_tests::traffic::{Ask, Listen, Outcome, Probe, Server, Stream, StreamKind};
-use ztseg_tests::world::World;
+use ztseg_tests::traffic::{Ask, Listen, Outcome, PATIENCE, Probe, Server, Stream, StreamKind};
+use ztseg_tests::world::{World, patient};
 
 use crate::Body;
 use crate::environment::Environment;
@@ -72,7 +72,8 @@ impl Scene {
     }
 
     fn ask(&self, port: u16) -> Result<Outcome> {
-        Ok(Probe::new(Ask::Udp, self.to(port)).run(&self.app)?.outcome)
+        let probe = Probe::new(Ask::Udp, self.to(port)).patience(patient(PATIENCE));
+        Ok(probe.run(&self.app)?.outcome)
     }
 
     /// That the first policy is enforced, or nothing is.
@@ -140,7 +141,7 @@ fn a_second_agent_is_refused(_: &Environment) -> Result<()> {
 /// Also when it is killed; and what is denied stays denied while no agent runs.
 fn a_restart_loses_no_packet(_: &Environment) -> Result<()> {
     let mut scene = Scene::new()?;
-    let interval = Duration::from_millis(2);
+    let interval = patient(Duration::from_millis(2));
     let kinds =
         [StreamKind::Tcp, StreamKind::Udp, StreamKind::UdpUnconnected, StreamKind::TcpConnects];
     let start = |kind| Stream::start(&scene.app, kind, scene.to(ALLOWED), interval);
@@ -172,7 +173,7 @@ fn a_connection_older_than_the_agent(_: &Environment) -> Result<()> {
     let _server = server(&world)?;
     let near = SocketAddr::from((world.uplink.near(false), DENIED));
     let _own_server = Server::start(&app, &[Listen::Tcp(near)])?;
-    let interval = Duration::from_millis(5);
+    let interval = patient(Duration::from_millis(5));
     let far = |port| SocketAddr::from((world.uplink.far(false), port));
     let allowed = Stream::start(&app, StreamKind::Tcp, far(ALLOWED), interval)?;
     let denied = Stream::start(&app, StreamKind::Tcp, far(DENIED), interval)?;
@@ -180,7 +181,8 @@ fn a_connection_older_than_the_agent(_: &Environment) -> Result<()> {
     thread::sleep(Duration::from_millis(200));
     let mut agent = Agent::start(&world, &policy(&[ALLOWED]))?;
     let ready = Instant::now();
-    thread::sleep(Duration::from_millis(500));
+    let watched = patient(Duration::from_millis(500));
+    thread::sleep(watched);
     let allowed = allowed.finish()?;
     ensure!(
         allowed.received == allowed.sent && allowed.errors == 0,
@@ -189,7 +191,7 @@ fn a_connection_older_than_the_agent(_: &Environment) -> Result<()> {
     for (name, stream) in [("out", denied), ("in", denied_in)] {
         let counts = stream.finish()?;
         // It ran for a while before the agent, and after it at least as long as was slept.
-        let after = ready.elapsed().min(Duration::from_millis(500)).as_millis() / 5 / 2;
+        let after = ready.elapsed().min(watched).as_millis() / interval.as_millis() / 2;
         ensure!(
             u128::from(counts.sent.saturating_sub(counts.received)) > after,
             "the denied connection {name} went on: {counts:?}"
