@@ -36,6 +36,13 @@ impl Addr {
         matches!(self.octets, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, _, _, _, _])
     }
 
+    /// The last four bytes: of an IPv4 address, the address.
+    #[inline(always)]
+    pub const fn last_octets(&self) -> [u8; 4] {
+        let o = &self.octets;
+        [o[12], o[13], o[14], o[15]]
+    }
+
     /// Whether this is 127.0.0.0/8 or `::1`.
     pub const fn is_loopback(&self) -> bool {
         if self.is_v4() {

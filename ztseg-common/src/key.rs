@@ -145,34 +145,65 @@ pub const fn port_slot(protocol: u8, port: u16) -> u32 {
     }
 }
 
-/// Key of the table of flows that are not kept in a socket.
+/// Key of the table of IPv4 flows that are not kept in a socket.
 ///
 /// A flow has one key at its subject, whichever way a packet goes: `local` is the subject's end.
+/// Twenty bytes, because the hash of the key and the cache lines of an element are most of what a
+/// packet of a known flow costs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
-pub struct FlowKey {
+pub struct FlowKey4 {
     /// The subject's address.
-    pub local: Addr,
+    pub local: [u8; 4],
     /// The peer's address.
-    pub remote: Addr,
+    pub remote: [u8; 4],
     /// The subject's port; see [`crate::packet::Packet::flow_ports`] for ICMP.
     pub local_port: Port,
     /// The peer's port.
     pub remote_port: Port,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Zero.
-    pub zero: [u8; 3],
-    /// Where the subject was seen, so that equal addresses in different places are different flows:
-    /// see [`scope`].
+    /// Where the subject was seen.
+    pub place: Place,
+}
+
+/// As [`FlowKey4`], for IPv6.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct FlowKey6 {
+    /// The subject's address.
+    pub local: Addr,
+    /// The peer's address.
+    pub remote: Addr,
+    /// The subject's port.
+    pub local_port: Port,
+    /// The peer's port.
+    pub remote_port: Port,
+    /// Where the subject was seen.
+    pub place: Place,
+}
+
+/// Where a flow was seen, and its protocol: equal addresses in different places are different flows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct Place {
+    /// The subject; see [`scope`].
     pub scope: u32,
-    /// The low half of the network namespace cookie at cgroup hooks; zero at TC.
-    pub netns: u32,
+    /// IP protocol number in the low byte; above it the low 24 bits of the network namespace
+    /// cookie at cgroup hooks, zero at TC. (Cookies are given out one after the other,
+    /// `net/core/net_namespace.c`.)
+    pub netns_protocol: u32,
+}
+
+impl Place {
+    /// Of a workload's flow.
+    #[inline(always)]
+    pub const fn new(workload: WorkloadKey, netns: u32, protocol: u8) -> Self {
+        Self { scope: scope(workload), netns_protocol: netns << 8 | protocol as u32 }
+    }
 }
 
 const SCOPE_INTERFACE: u32 = 1 << 31;
 
-/// [`FlowKey::scope`] of a workload: its cgroup id or interface index, with a bit to tell them apart.
+/// [`Place::scope`] of a workload: its cgroup id or interface index, with a bit to tell them apart.
 ///
 /// The number outlives an agent, so that the next one's flows are the same flows. cgroup ids are
 /// given out one after the other; two that share their low 31 bits in one network namespace would
@@ -187,7 +218,8 @@ pub const fn scope(key: WorkloadKey) -> u32 {
 const _: () = {
     assert!(size_of::<EntryKey>() == 12);
     assert!(size_of::<PrefixKey>() == 20);
-    assert!(size_of::<FlowKey>() == 48);
+    assert!(size_of::<FlowKey4>() == 20);
+    assert!(size_of::<FlowKey6>() == 44);
     assert!((OTHER_BASE + 255) as usize == PORT_SLOTS - 1);
 };
 

@@ -95,42 +95,305 @@ pub struct SocketState {
 }
 
 /// The state of a flow in the flow table.
+///
+/// 56 bytes: with an IPv4 key and the kernel's own 48 bytes, an element fills two cache lines.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FlowState {
     /// The stamp that judged the flow.
     pub stamp: u64,
-    /// Jiffies at the last packet.
-    pub last_seen: u64,
     /// The peer's workload on this host; zero when it is not known.
     pub peer: WorkloadKey,
     /// Rank of the rule that decided; zero for none.
     pub rule: u32,
+    /// When the last packet came, in [`ticks`].
+    pub last_seen: u32,
     /// A [`Role`].
     pub role: u8,
     /// A [`crate::verdict::Reason`].
     pub reason: u8,
-    /// Zero.
-    pub zero: [u8; 2],
-    /// Packets and bytes.
-    pub traffic: Traffic,
+    /// A [`Phase`].
+    pub phase: u8,
+    /// [`FIN_LOCAL`], [`FIN_REMOTE`].
+    pub fins: u8,
+    /// Upper half of the last TCP acknowledgement number that the subject sent.
+    pub local_ack: u16,
+    /// Upper half of the last one that the peer sent.
+    pub remote_ack: u16,
+    /// Bytes (of IP packets) that the subject sent.
+    pub tx_bytes: u64,
+    /// Bytes that it received.
+    pub rx_bytes: u64,
+    /// Packets that the subject sent; goes round.
+    pub tx_packets: u32,
+    /// Packets that it received; goes round.
+    pub rx_packets: u32,
+}
+
+/// Flag of [`FlowState::fins`]: the subject has sent a FIN.
+pub const FIN_LOCAL: u8 = 1;
+/// Flag of [`FlowState::fins`]: the peer has sent one.
+pub const FIN_REMOTE: u8 = 2;
+
+/// How far a flow in the table is. What is not TCP is [`Phase::Established`] from the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Phase {
+    /// TCP: only the initiator has spoken.
+    Opening = 1,
+    /// TCP: the responder has answered.
+    Answered = 2,
+    /// Both ends have.
+    Established = 3,
+    /// TCP: both ends have sent a FIN, or one a RST.
+    Closing = 4,
+}
+
+impl Phase {
+    /// From its number in a state.
+    #[inline(always)]
+    pub const fn from_u8(n: u8) -> Option<Self> {
+        match n {
+            1 => Some(Self::Opening),
+            2 => Some(Self::Answered),
+            3 => Some(Self::Established),
+            4 => Some(Self::Closing),
+            _ => None,
+        }
+    }
+}
+
+/// The unit of [`FlowState::last_seen`]: sixteen jiffies, so that 32 bits go round after two years
+/// at the least (a thousand jiffies a second) and not while a flow may be silent.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "it goes round")]
+pub const fn ticks(jiffies: u64) -> u32 {
+    (jiffies >> TICK_SHIFT) as u32
+}
+
+const TICK_SHIFT: u32 = 4;
+
+/// Whether a flow whose last packet came at `last_seen` may still be silent at `now`; both in
+/// [`ticks`]. `hz` is jiffies a second.
+#[inline(always)]
+pub const fn is_fresh(last_seen: u32, now: u32, timeout_seconds: u32, hz: u32) -> bool {
+    // Another CPU may have seen a later packet already.
+    let silent = now.wrapping_sub(last_seen).cast_signed();
+    silent <= 0
+        || silent.cast_unsigned() as u64 <= (timeout_seconds as u64 * hz as u64) >> TICK_SHIFT
 }
 
 /// Seconds without a packet after which a flow of the table is a new flow.
 ///
-/// TCP as Linux' conntrack treats an established connection that nothing ends, RFC 5382 REQ-5 asks
-/// for at least 2 h 4 min; UDP RFC 4787 REQ-5 asks for at least 2 min.
-pub const fn timeout_seconds(protocol: u8) -> u32 {
+/// TCP as Linux' conntrack has them (`tcp_timeouts`, `net/netfilter/nf_conntrack_proto_tcp.c`);
+/// RFC 5382 REQ-5 asks for at least 2 h 4 min and 4 min. UDP: RFC 4787 REQ-5 asks for at least
+/// 2 min.
+#[inline(always)]
+pub const fn timeout_seconds(protocol: u8, phase: u8) -> u32 {
     match protocol {
-        crate::addr::proto::TCP => 5 * 24 * 3600,
+        crate::addr::proto::TCP => match Phase::from_u8(phase) {
+            Some(Phase::Established) => 5 * 24 * 3600,
+            Some(Phase::Answered) => 60,
+            Some(Phase::Opening | Phase::Closing) | None => 120,
+        },
         crate::addr::proto::UDP => 180,
         crate::addr::proto::SCTP => 210,
         _ => 30,
     }
 }
 
+/// What a TCP segment of a known flow means for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Step {
+    /// It belongs to the flow.
+    Continue,
+    /// It asks for a new flow between the same ends (RFC 9293 section 3.6.1): its sender is the
+    /// initiator, and the flow is judged afresh.
+    New,
+}
+
+/// What the step needs to know of a TCP segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Flags, [`crate::packet::tcp`].
+    pub flags: u8,
+    /// The subject sent it.
+    pub outbound: bool,
+    /// Upper half of its sequence number.
+    pub sequence: u16,
+    /// Upper half of its acknowledgement number.
+    pub acknowledgement: u16,
+}
+
+/// How far, in steps of 64 KiB, a reset may lie beyond what was acknowledged last; as much data may
+/// be on the way.
+const RESET_WINDOW: u16 = 16;
+
+impl FlowState {
+    /// Takes a TCP segment in. The caller has seen that the flow is allowed and fresh.
+    ///
+    /// A reset or FIN from outside cannot end a flow: a FIN counts only with the other end's, a
+    /// reset only near what the other end has acknowledged (RFC 5961 section 3.2, with a window),
+    /// and any later segment of an ended flow brings it back to life.
+    #[inline(always)]
+    pub fn tcp(&mut self, segment: Segment) -> Step {
+        use crate::packet::tcp;
+        let by_initiator = segment.outbound == (self.role == Role::Initiator as u8);
+        let opening = self.phase == Phase::Opening as u8;
+        if segment.flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN {
+            // The first one again; or both ends open at once.
+            return if opening { Step::Continue } else { Step::New };
+        }
+        if segment.flags & tcp::RST != 0 {
+            let acknowledged = if segment.outbound { self.remote_ack } else { self.local_ack };
+            // Before it is established nothing was acknowledged, and there is little to lose.
+            if self.phase != Phase::Established as u8
+                || segment.sequence.wrapping_sub(acknowledged) <= RESET_WINDOW
+            {
+                self.phase = Phase::Closing as u8;
+            }
+            return Step::Continue;
+        }
+        if segment.flags & tcp::ACK != 0 {
+            if segment.outbound {
+                self.local_ack = segment.acknowledgement;
+            } else {
+                self.remote_ack = segment.acknowledgement;
+            }
+        }
+        if segment.flags & tcp::FIN != 0 {
+            self.fins |= if segment.outbound { FIN_LOCAL } else { FIN_REMOTE };
+            if self.fins == FIN_LOCAL | FIN_REMOTE {
+                self.phase = Phase::Closing as u8;
+            }
+        } else if opening {
+            if !by_initiator {
+                self.phase = Phase::Answered as u8;
+            }
+        } else if self.phase == Phase::Answered as u8 {
+            if by_initiator {
+                self.phase = Phase::Established as u8;
+            }
+        } else if self.fins != FIN_LOCAL | FIN_REMOTE {
+            self.phase = Phase::Established as u8;
+        }
+        Step::Continue
+    }
+
+    /// Adds a packet to the counts.
+    #[inline(always)]
+    pub fn account(&mut self, outbound: bool, bytes: u16) {
+        if outbound {
+            self.tx_packets = self.tx_packets.wrapping_add(1);
+            self.tx_bytes = self.tx_bytes.wrapping_add(bytes as u64);
+        } else {
+            self.rx_packets = self.rx_packets.wrapping_add(1);
+            self.rx_bytes = self.rx_bytes.wrapping_add(bytes as u64);
+        }
+    }
+}
+
 const _: () = {
     assert!(size_of::<SocketState>() == 136);
     assert!(core::mem::offset_of!(SocketState, cgroup) == 64);
-    assert!(size_of::<FlowState>() == 64);
+    assert!(size_of::<FlowState>() == 56);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::tcp::{ACK, FIN, RST, SYN};
+
+    fn segment(outbound: bool, flags: u8) -> Segment {
+        Segment { flags, outbound, sequence: 7, acknowledgement: 7 }
+    }
+
+    /// The subject opened it.
+    fn opening() -> FlowState {
+        FlowState {
+            role: Role::Initiator as u8,
+            phase: Phase::Opening as u8,
+            ..FlowState::default()
+        }
+    }
+
+    fn established() -> FlowState {
+        let mut flow = opening();
+        for (outbound, flags) in [(true, SYN), (false, SYN | ACK), (true, ACK), (false, ACK)] {
+            assert_eq!(flow.tcp(segment(outbound, flags)), Step::Continue);
+        }
+        assert_eq!(flow.phase, Phase::Established as u8);
+        flow
+    }
+
+    #[test]
+    fn a_handshake_establishes() {
+        let mut flow = opening();
+        flow.tcp(segment(true, SYN));
+        assert_eq!(flow.phase, Phase::Opening as u8);
+        flow.tcp(segment(false, SYN | ACK));
+        assert_eq!(flow.phase, Phase::Answered as u8);
+        flow.tcp(segment(false, SYN | ACK));
+        assert_eq!(flow.phase, Phase::Answered as u8, "the responder alone establishes nothing");
+        flow.tcp(segment(true, ACK));
+        assert_eq!(flow.phase, Phase::Established as u8);
+    }
+
+    #[test]
+    fn both_ends_may_open_at_once() {
+        let mut flow = opening();
+        for (outbound, flags) in [(true, SYN), (false, SYN), (true, SYN | ACK), (false, SYN | ACK)]
+        {
+            assert_eq!(flow.tcp(segment(outbound, flags)), Step::Continue);
+        }
+        flow.tcp(segment(true, ACK));
+        assert_eq!(flow.phase, Phase::Established as u8);
+    }
+
+    #[test]
+    fn a_syn_on_an_established_flow_asks_for_a_new_one_and_changes_nothing() {
+        for outbound in [true, false] {
+            let mut flow = established();
+            let before = flow;
+            assert_eq!(flow.tcp(segment(outbound, SYN)), Step::New);
+            assert_eq!(flow, before);
+        }
+    }
+
+    #[test]
+    fn only_both_fins_close() {
+        let mut flow = established();
+        flow.tcp(segment(false, FIN | ACK));
+        flow.tcp(segment(false, FIN | ACK));
+        assert_eq!(flow.phase, Phase::Established as u8);
+        flow.tcp(segment(true, FIN | ACK));
+        assert_eq!(flow.phase, Phase::Closing as u8);
+        flow.tcp(segment(false, ACK));
+        assert_eq!(flow.phase, Phase::Closing as u8, "the last acknowledgement");
+    }
+
+    #[test]
+    fn a_reset_counts_only_near_what_was_acknowledged() {
+        for outbound in [true, false] {
+            let mut flow = established();
+            for sequence in [6, 7 + RESET_WINDOW + 1, 7 + 0x8000] {
+                flow.tcp(Segment { sequence, ..segment(outbound, RST) });
+                assert_eq!(flow.phase, Phase::Established as u8, "{sequence}");
+            }
+            flow.tcp(Segment { sequence: 8, ..segment(outbound, RST) });
+            assert_eq!(flow.phase, Phase::Closing as u8);
+            flow.tcp(segment(outbound, ACK));
+            assert_eq!(flow.phase, Phase::Established as u8, "it was not the end");
+        }
+    }
+
+    #[test]
+    fn the_clock_may_go_round() {
+        assert!(is_fresh(u32::MAX - 5, 5, 1, 250));
+        assert!(!is_fresh(u32::MAX - 5, 30, 1, 250));
+        assert!(is_fresh(10, 9, 1, 250), "another CPU is ahead");
+        assert!(is_fresh(0, (120 * 1000) >> TICK_SHIFT, 120, 1000));
+        assert!(!is_fresh(0, ((120 * 1000) >> TICK_SHIFT) + 1, 120, 1000));
+    }
+}

@@ -82,8 +82,7 @@ fn count_and_report<const CALL: bool>(flow: *const Flow, outcome: u64) -> u32 {
 #[inline(always)]
 fn report<const CALL: bool>(control: &Control, flow: &Flow, kind: EventKind, outcome: Outcome) {
     let (reason, rule) = (outcome.reason(), outcome.rule());
-    // SAFETY: plain helper calls.
-    let window = (unsafe { bpf_ktime_get_coarse_ns() } >> WINDOW_SHIFT) as u32;
+    let window = window();
     let hash = fold_hash(flow, reason, rule);
     let Some(fold) = FOLDS.get_ptr_mut(hash as u32 & (FOLD_SLOTS - 1)) else { return };
     // SAFETY: this CPU's slot. An interrupt may change it in between; then an event's `count` is
@@ -155,10 +154,32 @@ fn report<const CALL: bool>(control: &Control, flow: &Flow, kind: EventKind, out
     count(Counter::EventsSent);
 }
 
-/// Over what makes two occurrences equal; not the hook, since a handshake passes two. The local port is left out for a flow that the subject
-/// opened, and the remote port for one that it was asked for: clients take a new one each time.
+/// Folds another occurrence into the record of this second. False: a new record is due.
 #[inline(always)]
-fn fold_hash(flow: &Flow, reason: u8, rule: u32) -> u64 {
+pub fn fold_again(hash: u64) -> bool {
+    let Some(fold) = FOLDS.get_ptr_mut(hash as u32 & (FOLD_SLOTS - 1)) else { return false };
+    // SAFETY: as in `report`.
+    let fold = unsafe { &mut *fold };
+    if fold.hash != hash || fold.window != window() {
+        return false;
+    }
+    fold.folded = fold.folded.wrapping_add(1);
+    count(Counter::EventsFolded);
+    true
+}
+
+/// The "second" that it is.
+#[inline(always)]
+fn window() -> u32 {
+    // SAFETY: a plain helper call.
+    (unsafe { bpf_ktime_get_coarse_ns() } >> WINDOW_SHIFT) as u32
+}
+
+/// Over what makes two occurrences equal; not the hook, since a handshake passes two. The local port
+/// is left out for a flow that the subject opened, and the remote port for one that it was asked
+/// for: clients take a new one each time.
+#[inline(always)]
+pub fn fold_hash(flow: &Flow, reason: u8, rule: u32) -> u64 {
     const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
     let o = &flow.remote().octets;
     let high = u64::from_ne_bytes([o[0], o[1], o[2], o[3], o[4], o[5], o[6], o[7]]);

@@ -1,7 +1,7 @@
 //! One packet's flow, as its subject sees it.
 
 use ztseg_common::addr::{Addr, Port, proto};
-use ztseg_common::key::{FlowKey, WorkloadKey, scope};
+use ztseg_common::key::WorkloadKey;
 use ztseg_common::packet::Packet;
 use ztseg_common::state::Role;
 use ztseg_common::value::Peer;
@@ -27,7 +27,7 @@ pub struct Flow {
     pub packet: Packet,
     /// Subject class; zero as long as it is not known.
     pub subject: u32,
-    /// See [`FlowKey::netns`].
+    /// The low half of the network namespace cookie; zero at TC.
     pub netns: u32,
     /// The peer's classes; zeros as long as they are not known.
     pub identity: u32,
@@ -167,30 +167,5 @@ impl Flow {
             _ if self.is_initiator() => self.remote_port().get(),
             _ => self.local_port().get(),
         }
-    }
-
-    /// The key in the flow table.
-    #[inline(always)]
-    pub fn key(&self) -> FlowKey {
-        table_key(&self.packet, self.is_outbound(), self.workload, self.netns)
-    }
-}
-
-/// The key of a packet in the flow table.
-#[inline(always)]
-pub fn table_key(packet: &Packet, outbound: bool, workload: WorkloadKey, netns: u32) -> FlowKey {
-    let (local_port, remote_port) = packet.flow_ports(outbound);
-    let (local, remote) =
-        if outbound { (packet.src, packet.dst) } else { (packet.dst, packet.src) };
-    let protocol = packet.protocol;
-    FlowKey {
-        local,
-        remote,
-        local_port,
-        remote_port,
-        protocol,
-        zero: [0; 3],
-        scope: scope(workload),
-        netns,
     }
 }

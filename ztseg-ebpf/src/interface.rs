@@ -10,9 +10,10 @@ use ztseg_common::verdict::{Hook, Reason, Verdict};
 use crate::flow::Flow;
 use crate::maps::{self, SOCKETS};
 use crate::peer::Held;
+use crate::plain::{self, Answer, Sight};
 use crate::policy::Policy;
-use crate::skb::{self, Skb, Sock};
-use crate::table::{self, Known};
+use crate::skb::{Skb, Sock};
+use crate::{skb, table};
 
 /// Length of an Ethernet header without tags.
 pub const ETHERNET: u32 = 14;
@@ -26,37 +27,37 @@ const VLAN_TAG: u32 = 4;
 pub fn packet(skb: &Skb, hook: Hook, link_header: u32) -> Verdict {
     let Some(control) = maps::control() else { return Verdict::Deny };
     let stamp = maps::stamp(control);
+    let workload = workload_interface(skb.ifindex());
+    let outbound = matches!(hook, Hook::TcFromWorkload);
+    match plain::answer(skb, link_header, Sight { control, stamp, workload, outbound }) {
+        Answer::Allow => Verdict::Allow,
+        Answer::Deny => Verdict::Deny,
+        answer => long_way(skb, hook, link_header, stamp, answer),
+    }
+}
+
+#[inline(never)]
+fn long_way(skb: &Skb, hook: Hook, link_header: u32, stamp: u64, answer: Answer) -> Verdict {
     let mut flow = Flow::new(stamp, hook);
+    flow.workload = workload_interface(skb.ifindex());
+    // No longer a workload: about to be detached.
+    let Some(workload) = Policy::of(stamp).workload(flow.workload) else { return Verdict::Allow };
+    flow.subject = workload.subject;
     let failure = match ethertype_of(skb) {
-        ethertype::IPV4 | ethertype::IPV6 => skb::parse(skb, link_header, &mut flow.packet),
+        ethertype::IPV4 | ethertype::IPV6 => {
+            skb::ztseg_parse(skb.raw, link_header, &raw mut flow.packet) as u8
+        }
         ethertype::ARP => return Verdict::Allow,
         ethertype::VLAN | ethertype::QINQ => parse_tagged(skb, link_header, &mut flow.packet),
         _ => Reason::UnknownEthertype as u8,
     };
-    flow.workload = workload_interface(skb.ifindex());
-    let key = flow.key();
-    let outbound = flow.is_outbound();
-    let mut found = false;
-    if failure == 0 {
-        match table::known(control, stamp, &key, outbound, flow.packet.length) {
-            Known::Allowed => return Verdict::Allow,
-            Known::Stale => found = true,
-            Known::Nothing => {}
-        }
-    }
-    // No longer a workload: about to be detached.
-    let Some(workload) = Policy::of(stamp).workload(flow.workload) else { return Verdict::Allow };
-    flow.subject = workload.subject;
     if let Some(reason) = Reason::from_u8(failure) {
         return table::unreadable(skb, &mut flow, reason);
     }
     if workload.flags & WORKLOAD_HOST_SIDE != 0 && ztseg_at_socket(skb.raw, &raw const flow) != 0 {
         return Verdict::Allow;
     }
-    if let Some(verdict) = table::special(skb, &mut flow) {
-        return verdict;
-    }
-    table::packet::<true>(skb.raw, &mut flow, &key, found)
+    table::packet::<true>(skb.raw, &mut flow, answer != Answer::NotThere)
 }
 
 /// The Ethernet type, host order; of the outermost tag that is still in the packet.

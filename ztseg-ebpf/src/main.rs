@@ -4,7 +4,7 @@
 //! * [`table`] judges everything else, with the state in the flow table
 //! * [`judge`] decides for a flow that has no valid verdict yet
 //! * [`syscall`] gives early answers at `connect` and `sendmsg`
-//! * [`interface`] is TC
+//! * [`interface`] is TC; [`plain`] is the short way for packets of known flows
 //! * [`skb`], [`maps`], [`workload`], [`peer`] and [`emit`] are what they stand on
 #![allow(missing_docs, reason = "the program macros make public functions without documentation")]
 #![no_std]
@@ -26,12 +26,14 @@
     reason = "contexts come by value; the verifier follows a reference to the stack best as it is"
 )]
 
+mod denied;
 mod emit;
 mod flow;
 mod interface;
 mod judge;
 mod maps;
 mod peer;
+mod plain;
 mod policy;
 mod skb;
 mod socket;

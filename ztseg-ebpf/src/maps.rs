@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::btf_map;
 use ztseg_common::addr::Addr;
 use ztseg_common::event::Counter;
-use ztseg_common::key::{EntryKey, FlowKey, PORT_CHUNKS};
+use ztseg_common::key::{EntryKey, FlowKey4, FlowKey6, PORT_CHUNKS};
 use ztseg_common::state::{FlowState, SocketState};
 use ztseg_common::value::{Control, Entry, Peer, PortChunk, Rule, Subject, Workload};
 
@@ -46,7 +46,9 @@ pub static PREFIXES: ArrayOfMaps<LpmTrie<Addr, Peer, 1>, SLOTS> = ArrayOfMaps::n
 pub type TrieKey = Key<Addr>;
 
 #[btf_map]
-pub static FLOWS: LruHashMap<FlowKey, FlowState, 131_072> = LruHashMap::new();
+pub static FLOWS4: LruHashMap<FlowKey4, FlowState, 131_072> = LruHashMap::new();
+#[btf_map]
+pub static FLOWS6: LruHashMap<FlowKey6, FlowState, 131_072> = LruHashMap::new();
 
 #[btf_map]
 pub static EVENTS: RingBuf<u8, { 1 << 20 }> = RingBuf::new();
@@ -128,6 +130,32 @@ impl SocketStorage {
         }
     }
 }
+
+/// A denial that [`crate::denied`] remembers, on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Denial {
+    /// The flow.
+    pub key: FlowKey4,
+    /// When, in [`ztseg_common::state::ticks`].
+    pub tick: u32,
+    /// The stamp that judged it.
+    pub stamp: u64,
+    /// What makes its events equal; see [`Fold::hash`].
+    pub fold: u64,
+    /// Rank of the rule; zero for none.
+    pub rule: u32,
+    /// A [`ztseg_common::verdict::Direction`].
+    pub direction: u16,
+    /// The packet left the subject.
+    pub outbound: u16,
+}
+
+/// Slots of [`DENIALS`]; a power of two.
+pub const DENIAL_SLOTS: u32 = 4096;
+
+#[btf_map]
+pub static DENIALS: PerCpuArray<Denial, { DENIAL_SLOTS as usize }> = PerCpuArray::new();
 
 /// The control word; `None` cannot happen, but the verifier wants it handled.
 #[inline(always)]

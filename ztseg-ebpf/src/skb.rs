@@ -85,28 +85,85 @@ impl Reader for Skb {
     }
 }
 
-/// Reads plain headers in place, from the packet's linear part.
-struct InPlace {
-    data: usize,
-    end: usize,
-}
-
 macro_rules! load {
-    ($size:literal, $type:ty, $address:expr) => {{
+    ($size:literal, $type:ty, $address:expr) => {
+        load!($size, $type, $address, 0)
+    };
+    ($size:literal, $type:ty, $address:expr, $at:expr) => {{
         let value: u64;
         // SAFETY: the caller has compared the address with the end of the packet. Packets are not
         // aligned, and the compiler would read them byte by byte; the instruction is not, on every
         // architecture with efficient unaligned access (the verifier refuses it elsewhere).
         unsafe {
             core::arch::asm!(
-                concat!("{value} = *(", $size, " *)({address} + 0)"),
+                concat!("{value} = *(", $size, " *)({address} + {at})"),
                 address = in(reg) $address,
+                at = const $at,
                 value = lateout(reg) value,
                 options(nostack, readonly),
             );
         }
         (value as $type).to_ne_bytes()
     }};
+}
+
+/// Reads plain headers in place, from the packet's linear part.
+pub struct InPlace {
+    data: usize,
+    end: usize,
+}
+
+impl InPlace {
+    #[inline(always)]
+    pub fn new(skb: &Skb) -> Self {
+        Self { data: skb.data() as usize, end: skb.data_end() as usize }
+    }
+
+    /// The bytes from `offset` on, if there are `length` of them: compared once, so that reading
+    /// them needs no further comparison. Both are constants where this is inlined.
+    #[inline(always)]
+    pub fn header(&self, offset: u32, length: usize) -> Option<Header> {
+        let start = self.data + offset as usize;
+        if start + length > self.end {
+            return None;
+        }
+        Some(Header { start })
+    }
+}
+
+/// Bytes that are known to be there.
+#[derive(Clone, Copy)]
+pub struct Header {
+    start: usize,
+}
+
+impl Header {
+    #[inline(always)]
+    pub fn byte<const AT: usize>(&self) -> u8 {
+        load!("u8", u8, self.start, AT)[0]
+    }
+
+    #[inline(always)]
+    pub fn half<const AT: usize>(&self) -> [u8; 2] {
+        load!("u16", u16, self.start, AT)
+    }
+
+    #[inline(always)]
+    pub fn word<const AT: usize>(&self) -> [u8; 4] {
+        load!("u32", u32, self.start, AT)
+    }
+
+    /// An IPv6 address.
+    #[inline(always)]
+    pub fn addr6<const AT: usize>(&self) -> Addr {
+        let mut octets = [0; 16];
+        let (words, _) = octets.as_chunks_mut::<4>();
+        words[0] = load!("u32", u32, self.start, AT);
+        words[1] = load!("u32", u32, self.start, AT + 4);
+        words[2] = load!("u32", u32, self.start, AT + 8);
+        words[3] = load!("u32", u32, self.start, AT + 12);
+        Addr { octets }
+    }
 }
 
 impl Reader for InPlace {
@@ -137,7 +194,7 @@ impl Reader for InPlace {
 /// number of the reason why it cannot be read.
 #[inline(always)]
 pub fn parse(skb: &Skb, offset: u32, packet: &mut Packet) -> u8 {
-    let in_place = InPlace { data: skb.data() as usize, end: skb.data_end() as usize };
+    let in_place = InPlace::new(skb);
     // The shortest IP header, compared first: a comparison for a single byte at the very start gives
     // the verifier no range (`find_good_pkt_pointers`, kernel/bpf/verifier.c).
     let enough = in_place.data + offset as usize + 20 <= in_place.end;

@@ -9,7 +9,6 @@ use ztseg_common::addr::{Addr, proto};
 use ztseg_common::event::Counter;
 use ztseg_common::packet::tcp;
 use ztseg_common::state::{Role, SOCKET_CREATED, SOCKET_LISTENED, SocketState};
-use ztseg_common::value::Control;
 use ztseg_common::verdict::{Hook, Reason, Verdict};
 
 use crate::flow::Flow;
@@ -17,7 +16,6 @@ use crate::judge::{Outcome, judge, report};
 use crate::maps::{self, SOCKETS, count};
 use crate::policy::Policy;
 use crate::skb::{LISTEN, SYN_SENT, Skb, Sock};
-use crate::table::Known;
 use crate::{skb, table, workload};
 
 /// Index of the loopback device in every network namespace (`LOOPBACK_IFINDEX`).
@@ -57,7 +55,7 @@ pub fn packet(skb: &Skb, hook: Hook) -> Verdict {
     let Some(sk) = skb.socket() else { return Verdict::Deny };
     let outbound = matches!(hook, Hook::CgroupEgress);
     if !sk.is_tcp() {
-        return datagram(skb, control, sk, hook, stamp);
+        return datagram(skb, sk, hook, stamp);
     }
     if let Some(state) = SOCKETS.get(sk.raw, false)
         && state.stamp == stamp
@@ -222,7 +220,7 @@ fn role_of_packet(sk: Sock, flow: &Flow) -> Role {
 
 /// Judges a packet of any socket but TCP.
 #[inline(never)]
-fn datagram(skb: &Skb, control: &Control, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
+fn datagram(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
     let mut flow = Flow::new(stamp, hook);
     let failure = skb::parse(skb, 0, &mut flow.packet);
     // A connected socket can still send elsewhere, so the packet's end counts.
@@ -246,21 +244,7 @@ fn datagram(skb: &Skb, control: &Control, sk: Sock, hook: Hook, stamp: u64) -> V
     if let Some(reason) = Reason::from_u8(failure) {
         return table::unreadable(skb, &mut flow, reason);
     }
-    let key = flow.key();
-    let outbound = flow.is_outbound();
-    // A connected socket has looked at its own state already; the table may have the flow, too.
-    let mut found = connected;
-    if !connected {
-        match table::known(control, stamp, &key, outbound, flow.packet.length) {
-            Known::Allowed => return Verdict::Allow,
-            Known::Stale => found = true,
-            Known::Nothing => {}
-        }
-    }
-    if let Some(verdict) = table::special(skb, &mut flow) {
-        return verdict;
-    }
-    if table::packet::<false>(skb.raw, &mut flow, &key, found) == Verdict::Deny {
+    if table::packet::<false>(skb.raw, &mut flow, true) == Verdict::Deny {
         return Verdict::Deny;
     }
     if connected && let Some(state) = SOCKETS.get(sk.raw, false) {

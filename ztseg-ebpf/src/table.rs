@@ -3,170 +3,234 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::helpers::generated::bpf_jiffies64;
-use ztseg_common::addr::proto;
+use ztseg_common::addr::{Addr, Port, proto};
 use ztseg_common::eval::{Decision, Lookup};
 use ztseg_common::event::Counter;
-use ztseg_common::key::FlowKey;
-use ztseg_common::packet::{IcmpKind, Packet, tcp};
-use ztseg_common::state::{FlowState, Traffic, timeout_seconds};
+use ztseg_common::key::{FlowKey4, FlowKey6, Place};
+use ztseg_common::packet::{IcmpKind, Packet, Reader, tcp};
+use ztseg_common::state::{FlowState, Phase, Segment, Step, is_fresh, ticks, timeout_seconds};
 use ztseg_common::value::{Control, Isolation};
 use ztseg_common::verdict::{Direction, Reason, Verdict};
 
-use crate::flow::{Flow, table_key};
+use crate::denied;
+use crate::flow::Flow;
 use crate::judge::{Outcome, judge, report};
-use crate::maps::{FLOWS, control, count};
+use crate::maps::{FLOWS4, FLOWS6, control, count};
 use crate::skb::{Skb, ztseg_parse_quoted};
 
-/// What the table knows of a packet's flow.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Known {
-    /// Judged by what is in force: only flows that are allowed are in the table.
-    Allowed,
-    /// Judged by something older, or silent for too long.
-    Stale,
-    /// Nothing, so that nobody needs to look again.
-    Nothing,
-}
-
-/// Looks for a verdict, and counts the packet where there is a valid one.
-#[inline(always)]
-pub fn known(control: &Control, stamp: u64, key: &FlowKey, outbound: bool, bytes: u16) -> Known {
-    // SAFETY: a plain helper call.
-    let now = unsafe { bpf_jiffies64() };
-    let Some(state) = state(key) else { return Known::Nothing };
-    if state.stamp != stamp || !is_fresh(state, key, control, now) {
-        return Known::Stale;
-    }
-    state.last_seen = now;
-    account(&mut state.traffic, outbound, bytes);
-    Known::Allowed
-}
-
-#[inline(always)]
-fn state(key: &FlowKey) -> Option<&'static mut FlowState> {
-    let state = FLOWS.get_ptr_mut(key)?;
-    // SAFETY: a valid pointer from the lookup; words written by several CPUs are counts and times.
-    Some(unsafe { &mut *state })
-}
-
-/// Whether the flow has not been silent for too long.
-#[inline(always)]
-fn is_fresh(state: &FlowState, key: &FlowKey, control: &Control, now: u64) -> bool {
-    let timeout = u64::from(timeout_seconds(key.protocol)) * u64::from(control.hz);
-    now.wrapping_sub(state.last_seen) <= timeout
-}
-
-/// The flow's state, unless it has been silent for too long.
-#[inline(always)]
-fn fresh(key: &FlowKey, control: &Control, now: u64) -> Option<&'static mut FlowState> {
-    state(key).filter(|state| is_fresh(state, key, control, now))
-}
-
-/// Adds a packet to a flow's counts.
-#[inline(always)]
-pub fn account(traffic: &mut Traffic, outbound: bool, bytes: u16) {
-    if outbound {
-        traffic.tx_packets += 1;
-        traffic.tx_bytes += u64::from(bytes);
-    } else {
-        traffic.rx_packets += 1;
-        traffic.rx_bytes += u64::from(bytes);
-    }
-}
-
-/// Judges a packet that has no valid verdict, and keeps what may be kept. The flow has its subject
-/// and its packet; the role that it turns out to have is set in it. `INTERFACE` says what kind of
-/// workload it is; `found` whether the table has the flow, if not in force.
-///
-/// Not a global subprogram, as those below: kernels before 6.2 take no map key from an argument of
-/// one, and `key` must be on the caller's stack.
+/// The state of the flow that a packet belongs to; null: there is none. (No `Option`: its type
+/// information would be refused.)
 #[inline(never)]
-pub fn packet<const INTERFACE: bool>(
-    skb: *mut __sk_buff,
-    flow: &mut Flow,
-    key: &FlowKey,
-    found: bool,
-) -> Verdict {
+fn find(packet: &Packet, outbound: bool, place: Place) -> *mut FlowState {
+    let (local_port, remote_port) = packet.flow_ports(outbound);
+    let (local, remote) = ends(packet, outbound);
+    if is_v4(packet) {
+        FLOWS4.get_ptr_mut(&key4(local, remote, local_port, remote_port, place))
+    } else {
+        FLOWS6.get_ptr_mut(&key6(local, remote, local_port, remote_port, place))
+    }
+    .unwrap_or(core::ptr::null_mut())
+}
+
+#[inline(never)]
+fn insert(flow: &Flow, state: &FlowState) {
+    let (packet, place) = (&flow.packet, place(flow));
+    let (local_port, remote_port) = packet.flow_ports(flow.is_outbound());
+    let (local, remote) = ends(packet, flow.is_outbound());
+    let done = if is_v4(packet) {
+        FLOWS4.insert(key4(local, remote, local_port, remote_port, place), state, 0)
+    } else {
+        FLOWS6.insert(key6(local, remote, local_port, remote_port, place), state, 0)
+    };
+    if done.is_err() {
+        count(Counter::FlowsNotStored);
+    }
+}
+
+#[inline(never)]
+fn remove(flow: &Flow) {
+    let (packet, place) = (&flow.packet, place(flow));
+    let (local_port, remote_port) = packet.flow_ports(flow.is_outbound());
+    let (local, remote) = ends(packet, flow.is_outbound());
+    // Only what another CPU has removed already is not there.
+    let _ = if is_v4(packet) {
+        FLOWS4.remove(key4(local, remote, local_port, remote_port, place))
+    } else {
+        FLOWS6.remove(key6(local, remote, local_port, remote_port, place))
+    };
+}
+
+#[inline(always)]
+fn place(flow: &Flow) -> Place {
+    Place::new(flow.workload, flow.netns, flow.packet.protocol)
+}
+
+#[inline(always)]
+fn is_v4(packet: &Packet) -> bool {
+    packet.src.is_v4() && packet.dst.is_v4()
+}
+
+#[inline(always)]
+fn ends(packet: &Packet, outbound: bool) -> (&Addr, &Addr) {
+    if outbound { (&packet.src, &packet.dst) } else { (&packet.dst, &packet.src) }
+}
+
+#[inline(always)]
+fn key4(
+    local: &Addr,
+    remote: &Addr,
+    local_port: Port,
+    remote_port: Port,
+    place: Place,
+) -> FlowKey4 {
+    let (local, remote) = (local.last_octets(), remote.last_octets());
+    FlowKey4 { local, remote, local_port, remote_port, place }
+}
+
+#[inline(always)]
+fn key6(
+    local: &Addr,
+    remote: &Addr,
+    local_port: Port,
+    remote_port: Port,
+    place: Place,
+) -> FlowKey6 {
+    FlowKey6 { local: *local, remote: *remote, local_port, remote_port, place }
+}
+
+#[inline(always)]
+fn now() -> u32 {
+    // SAFETY: a plain helper call.
+    ticks(unsafe { bpf_jiffies64() })
+}
+
+/// The flow's state, unless there is none or it has been silent for too long.
+#[inline(always)]
+fn fresh(
+    packet: &Packet,
+    outbound: bool,
+    place: Place,
+    control: &Control,
+) -> Option<&'static mut FlowState> {
+    // SAFETY: null or a valid pointer from the lookup; words written by several CPUs are counts and
+    // times.
+    let state = unsafe { find(packet, outbound, place).as_mut() }?;
+    let timeout = timeout_seconds(packet.protocol, state.phase);
+    is_fresh(state.last_seen, now(), timeout, control.hz).then_some(state)
+}
+
+/// Judges a packet by the table, and by the rules where that has no valid verdict; keeps what may be
+/// kept. The flow has its subject and its packet; the role that it turns out to have is set in it.
+/// `INTERFACE` says what kind of workload it is; `there` whether the table may have the flow.
+#[inline(never)]
+pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there: bool) -> Verdict {
     let Some(control) = control() else { return Verdict::Deny };
-    if found {
-        // SAFETY: a plain helper call.
-        if let Some(state) = fresh(key, control, unsafe { bpf_jiffies64() }) {
+    // A flow that the table has; not one that a SYN opens anew between the same ends.
+    let mut goes_on = false;
+    if there && let Some(state) = fresh(&flow.packet, flow.is_outbound(), place(flow), control) {
+        goes_on = step(skb, flow, state) == Step::Continue;
+        if goes_on && state.stamp == flow.stamp {
+            state.last_seen = now();
+            state.account(flow.is_outbound(), flow.packet.length);
+            return Verdict::Allow;
+        }
+        if goes_on {
             flow.keep_role(state.role);
             flow.peer = state.peer;
         }
     }
+    if !goes_on && let Some(verdict) = special(skb, flow) {
+        return verdict;
+    }
     let before = flow.peer;
     let mut outcome = judge::<INTERFACE>(skb, flow);
-    if INTERFACE && outcome.verdict() == Verdict::Deny && adopting(control, flow) {
+    let mut adopted = false;
+    if INTERFACE && outcome.verdict() == Verdict::Deny && !goes_on && adopting(control, flow) {
         // Older than our attachment: which end opened it is not known.
+        adopted = true;
         flow.swap_role();
         flow.peer = before;
         outcome = judge::<INTERFACE>(skb, flow);
     }
-    keep(flow, key, outcome, found);
+    if outcome.verdict() == Verdict::Allow {
+        if outcome.keep() {
+            keep(flow, outcome, goes_on);
+        }
+    } else if goes_on {
+        // A flow that was allowed under an older policy must not be found again.
+        remove(flow);
+    } else if INTERFACE && !adopted {
+        denied::remember(flow, outcome);
+    }
     outcome.verdict()
+}
+
+/// What the packet does to the flow that it belongs to.
+#[inline(always)]
+fn step(skb: *mut __sk_buff, flow: &Flow, state: &mut FlowState) -> Step {
+    if flow.packet.protocol != proto::TCP {
+        return Step::Continue;
+    }
+    // Sequence and acknowledgement number. The parser has seen that the header is there.
+    let at = u32::from(flow.packet.l4_offset) + 4;
+    let Some([a, b, _, _, c, d, _, _]) = Skb::new(skb).read::<8>(at) else { return Step::New };
+    state.tcp(Segment {
+        flags: flow.packet.tcp_flags,
+        outbound: flow.is_outbound(),
+        sequence: u16::from_be_bytes([a, b]),
+        acknowledgement: u16::from_be_bytes([c, d]),
+    })
 }
 
 /// Whether a packet needs no verdict by rules, and what it is then.
 #[inline(always)]
-pub fn special(skb: &Skb, flow: &mut Flow) -> Option<Verdict> {
+fn special(skb: *mut __sk_buff, flow: &mut Flow) -> Option<Verdict> {
     if flow.packet.is_icmp(IcmpKind::Discovery) {
         return Some(Verdict::Allow);
     }
     if flow.packet.is_icmp(IcmpKind::Error) {
-        if ztseg_quotes_flow(skb.raw, flow) != 0 {
+        if ztseg_quotes_flow(skb, flow) != 0 {
             return Some(Verdict::Allow);
         }
-        return Some(unreadable(skb, flow, Reason::UnrelatedError));
+        return Some(unreadable(&Skb::new(skb), flow, Reason::UnrelatedError));
     }
     None
 }
 
 const ICMP_HEADER: u32 = 8;
 
-/// Keeps a verdict that may be kept, and forgets a flow that is denied.
+/// Keeps the verdict of a flow that is allowed; `goes_on`: the table has it.
 #[inline(never)]
-fn keep(flow: &Flow, key: &FlowKey, outcome: Outcome, found: bool) {
-    let bytes = flow.packet.length;
-    if outcome.verdict() == Verdict::Deny {
-        if found {
-            // A flow that was allowed under an older policy must not be found again.
-            let _ = FLOWS.remove(key);
-        }
-        return;
-    }
-    if !outcome.keep() {
-        return;
-    }
-    // SAFETY: a plain helper call.
-    let last_seen = unsafe { bpf_jiffies64() };
-    if let Some(state) = if found { state(key) } else { None } {
+fn keep(flow: &Flow, outcome: Outcome, goes_on: bool) {
+    if goes_on {
+        // SAFETY: as in `fresh`.
+        let state = unsafe { find(&flow.packet, flow.is_outbound(), place(flow)).as_mut() };
+        let Some(state) = state else { return };
         // The stamp is written last: a packet on another CPU that sees it sees the words before
         // it, too (x86 and BPF_ATOMIC-free stores of one CPU are seen in order; on weaker machines
         // it is judged again at worst).
-        state.last_seen = last_seen;
+        state.last_seen = now();
         state.peer = flow.peer;
         state.rule = outcome.rule();
         state.role = flow.role;
         state.reason = outcome.reason();
-        account(&mut state.traffic, flow.is_outbound(), bytes);
+        state.account(flow.is_outbound(), flow.packet.length);
         state.stamp = flow.stamp;
         return;
     }
+    let opens = flow.packet.protocol == proto::TCP && flow.packet.tcp_flags & tcp::SYN != 0;
     let mut state = FlowState {
         stamp: flow.stamp,
-        last_seen,
         peer: flow.peer,
         rule: outcome.rule(),
+        last_seen: now(),
         role: flow.role,
         reason: outcome.reason(),
-        zero: [0; 2],
-        traffic: Traffic::default(),
+        phase: if opens { Phase::Opening } else { Phase::Established } as u8,
+        ..FlowState::default()
     };
-    account(&mut state.traffic, flow.is_outbound(), bytes);
-    if FLOWS.insert(key, state, 0).is_err() {
-        count(Counter::FlowsNotStored);
-    }
+    state.account(flow.is_outbound(), flow.packet.length);
+    insert(flow, &state);
 }
 
 #[inline(always)]
@@ -190,17 +254,16 @@ pub extern "C" fn ztseg_quotes_flow(skb: *mut __sk_buff, flow: *const Flow) -> u
         return 0;
     }
     // What an incoming error quotes went out.
-    let key = table_key(&quoted, !flow.is_outbound(), flow.workload, flow.netns);
+    let place = Place::new(flow.workload, flow.netns, quoted.protocol);
     // What was judged by an older policy may be denied now; a packet of the flow that is still
     // allowed has renewed it before an error can come back.
-    // SAFETY: a plain helper call.
-    let known = fresh(&key, control, unsafe { bpf_jiffies64() });
+    let known = fresh(&quoted, !flow.is_outbound(), place, control);
     u32::from(known.is_some_and(|state| state.stamp == flow.stamp))
 }
 
 /// A packet that no rule can be asked about: denied where its direction is isolated or has rules,
 /// and reported with its reason.
-#[inline(always)]
+#[inline(never)]
 pub fn unreadable(skb: &Skb, flow: &mut Flow, reason: Reason) -> Verdict {
     let subject = flow.policy().subject(flow.subject).unwrap_or_default();
     let (isolation, shapes) = match flow.direction() {

@@ -36,9 +36,12 @@ pub const CGROUP_PROGRAMS: [(&str, AttachType); 7] = [
 /// without.
 pub const TC_PROGRAMS: [&str; 4] = ["ztseg_tc_from", "ztseg_tc_to", "ztseg_ip_from", "ztseg_ip_to"];
 
+/// The flow tables, for IPv4 and IPv6; `capacity.flows` is the size of each.
+const FLOW_TABLES: [&str; 2] = ["FLOWS4", "FLOWS6"];
+
 /// The maps that outlive an agent, besides [`OUTER`].
-pub const PINNED_MAPS: [&str; 7] =
-    ["CONTROL", "FLOWS", "EVENTS", "COUNTERS", "SOCKETS", "FOLDS", "BUDGETS"];
+pub const PINNED_MAPS: [&str; 8] =
+    ["CONTROL", "FLOWS4", "FLOWS6", "EVENTS", "COUNTERS", "SOCKETS", "FOLDS", "BUDGETS"];
 
 /// Priority and handle of our classic TC filters: fixed, so that the next agent finds them.
 const TC_PRIORITY: u16 = 0x5a74;
@@ -84,12 +87,15 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, DatapathError> {
     let flows = options.capacity.flows;
     let debug = u8::from(options.debug);
     let mut loader = EbpfLoader::new();
-    loader.map_max_entries("FLOWS", flows).override_global("DEBUG", &debug, true);
+    for name in FLOW_TABLES {
+        loader.map_max_entries(name, flows);
+    }
+    loader.override_global("DEBUG", &debug, true);
     loader.verifier_log_level(VerifierLogLevel::STATS);
     for name in OUTER.into_iter().chain(PINNED_MAPS) {
         loader.map_pin_path(name, pins.maps().join(name));
     }
-    warn_of_other_size(&pins.maps().join("FLOWS"), flows);
+    warn_of_other_size(&pins.maps().join(FLOW_TABLES[0]), flows);
     let mut ebpf = loader.load(bytes).map_err(|e| kernel("loading the kernel object", e))?;
     for (name, program) in ebpf.programs_mut() {
         load_program(program).map_err(|e| kernel(&format!("loading the program {name}"), e))?;
@@ -104,7 +110,7 @@ fn warn_of_other_size(pin: &Path, wanted: u32) {
         && size != wanted
     {
         tracing::warn!(
-            "the flow table that is in force has {size} entries, capacity.flows is {wanted}; it \
+            "the flow tables that are in force have {size} entries, capacity.flows is {wanted}; it \
              takes effect after `ztseg detach` (flows that are open then are judged anew)"
         );
     }

@@ -1,0 +1,207 @@
+//! The short way: plain TCP and UDP packets of flows that the table knows. The headers are read in
+//! place, one lookup, nothing else. What is not plain, not known or not allowed takes the long way.
+
+use ztseg_common::addr::{Port, proto};
+use ztseg_common::key::{FlowKey4, FlowKey6, Place, WorkloadKey};
+use ztseg_common::packet::{ethertype, tcp};
+use ztseg_common::state::{FlowState, Phase, is_fresh, ticks, timeout_seconds};
+use ztseg_common::value::Control;
+
+use crate::denied;
+use crate::maps::{FLOWS4, FLOWS6};
+use crate::skb::{InPlace, Skb};
+
+/// What the short way came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Answer {
+    /// The flow is allowed; the packet is counted.
+    Allow,
+    /// The flow was denied just now; the packet is counted.
+    Deny,
+    /// The table does not have the flow, so that nobody needs to look again.
+    NotThere,
+    /// To be looked at again.
+    Unknown,
+}
+
+/// Who sees the packet, and what is in force.
+#[derive(Clone, Copy)]
+pub struct Sight<'a> {
+    pub control: &'a Control,
+    pub stamp: u64,
+    pub workload: WorkloadKey,
+    pub outbound: bool,
+}
+
+/// What is read besides the key.
+#[derive(Clone, Copy)]
+struct Rest {
+    bytes: u16,
+    /// Upper half of the TCP acknowledgement number.
+    acknowledgement: u16,
+    protocol: u8,
+    kind: Kind,
+}
+
+/// What the transport header says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Data or an acknowledgement, which change nothing in a flow's state.
+    Data,
+    /// The first segment of a TCP flow.
+    Syn,
+    /// To be looked at in full.
+    NotPlain,
+}
+
+/// Looks for the flow of a packet whose IP header begins at `offset`, a constant.
+#[inline(always)]
+pub fn answer(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
+    match u16::from_be(skb.protocol() as u16) {
+        ethertype::IPV4 => v4(skb, offset, sight),
+        ethertype::IPV6 => v6(skb, offset, sight),
+        _ => Answer::Unknown,
+    }
+}
+
+const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
+const UDP_HEADER: usize = 8;
+const TCP_HEADER: usize = 20;
+
+#[inline(always)]
+fn v4(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
+    /// More fragments follow, or this is one.
+    const FRAGMENT: u16 = 0x3fff;
+    let in_place = InPlace::new(skb);
+    let Some(ip) = in_place.header(offset, IPV4_HEADER + UDP_HEADER) else {
+        return Answer::Unknown;
+    };
+    let [version_length, _, length_high, length_low] = ip.word::<0>();
+    let fragment = u16::from_be_bytes(ip.half::<6>());
+    if version_length != 0x45 || fragment & FRAGMENT != 0 {
+        return Answer::Unknown;
+    }
+    let bytes = u16::from_be_bytes([length_high, length_low]);
+    let rest = transport::<IPV4_HEADER>(&in_place, offset, bytes, ip.byte::<9>());
+    if rest.kind == Kind::NotPlain {
+        return Answer::Unknown;
+    }
+    let [source0, source1, destination0, destination1] = ip.word::<{ IPV4_HEADER }>();
+    let source = (ip.word::<12>(), Port { octets: [source0, source1] });
+    let destination = (ip.word::<16>(), Port { octets: [destination0, destination1] });
+    let (local, remote) =
+        if sight.outbound { (source, destination) } else { (destination, source) };
+    let key = FlowKey4 {
+        local: local.0,
+        remote: remote.0,
+        local_port: local.1,
+        remote_port: remote.1,
+        place: Place::new(sight.workload, 0, rest.protocol),
+    };
+    if rest.kind == Kind::Syn {
+        return if denied::again(&key, sight) { Answer::Deny } else { Answer::Unknown };
+    }
+    match FLOWS4.get_ptr_mut(&key) {
+        // SAFETY: a valid pointer from the lookup; words written by several CPUs are counts and
+        // times.
+        Some(state) => pass(unsafe { &mut *state }, sight, rest),
+        None if denied::again(&key, sight) => Answer::Deny,
+        None => Answer::NotThere,
+    }
+}
+
+#[inline(always)]
+fn v6(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
+    let in_place = InPlace::new(skb);
+    let Some(ip) = in_place.header(offset, IPV6_HEADER + UDP_HEADER) else {
+        return Answer::Unknown;
+    };
+    let [length_high, length_low, next, _] = ip.word::<4>();
+    if ip.byte::<0>() >> 4 != 6 {
+        return Answer::Unknown;
+    }
+    // A jumbogram has zero here and takes the long way.
+    let payload = u16::from_be_bytes([length_high, length_low]);
+    let bytes = payload.saturating_add(IPV6_HEADER as u16);
+    let rest = transport::<IPV6_HEADER>(&in_place, offset, bytes, next);
+    if rest.kind != Kind::Data {
+        return Answer::Unknown;
+    }
+    let [source0, source1, destination0, destination1] = ip.word::<{ IPV6_HEADER }>();
+    let source_port = Port { octets: [source0, source1] };
+    let destination_port = Port { octets: [destination0, destination1] };
+    let place = Place::new(sight.workload, 0, rest.protocol);
+    // Written where it is used: the stack is small.
+    let key = if sight.outbound {
+        FlowKey6 {
+            local: ip.addr6::<8>(),
+            remote: ip.addr6::<24>(),
+            local_port: source_port,
+            remote_port: destination_port,
+            place,
+        }
+    } else {
+        FlowKey6 {
+            local: ip.addr6::<24>(),
+            remote: ip.addr6::<8>(),
+            local_port: destination_port,
+            remote_port: source_port,
+            place,
+        }
+    };
+    match FLOWS6.get_ptr_mut(&key) {
+        // SAFETY: as in `v4`.
+        Some(state) => pass(unsafe { &mut *state }, sight, rest),
+        None => Answer::NotThere,
+    }
+}
+
+/// Reads the transport header. `IP` is the length of the IP header, `bytes` that of the packet.
+#[inline(always)]
+fn transport<const IP: usize>(in_place: &InPlace, offset: u32, bytes: u16, protocol: u8) -> Rest {
+    let mut rest = Rest { bytes, acknowledgement: 0, protocol, kind: Kind::NotPlain };
+    if protocol == proto::UDP {
+        if bytes >= (IP + UDP_HEADER) as u16 {
+            rest.kind = Kind::Data;
+        }
+    } else if protocol == proto::TCP
+        && let Some(header) = in_place.header(offset + IP as u32, TCP_HEADER)
+    {
+        let [data_offset, flags] = header.half::<12>();
+        let data_offset = u16::from(data_offset >> 4) * 4;
+        rest.acknowledgement = u16::from_be_bytes(header.half::<8>());
+        if data_offset >= TCP_HEADER as u16 && bytes >= IP as u16 + data_offset {
+            rest.kind = match flags & (tcp::SYN | tcp::FIN | tcp::RST | tcp::ACK) {
+                tcp::ACK => Kind::Data,
+                tcp::SYN => Kind::Syn,
+                _ => Kind::NotPlain,
+            };
+        }
+    }
+    rest
+}
+
+#[inline(always)]
+fn pass(state: &mut FlowState, sight: Sight<'_>, rest: Rest) -> Answer {
+    // SAFETY: a plain helper call.
+    let now = ticks(unsafe { aya_ebpf::helpers::generated::bpf_jiffies64() });
+    let timeout = timeout_seconds(rest.protocol, Phase::Established as u8);
+    if state.stamp != sight.stamp
+        || state.phase != Phase::Established as u8
+        || !is_fresh(state.last_seen, now, timeout, sight.control.hz)
+    {
+        return Answer::Unknown;
+    }
+    state.last_seen = now;
+    if rest.protocol == proto::TCP {
+        if sight.outbound {
+            state.local_ack = rest.acknowledgement;
+        } else {
+            state.remote_ack = rest.acknowledgement;
+        }
+    }
+    state.account(sight.outbound, rest.bytes);
+    Answer::Allow
+}
