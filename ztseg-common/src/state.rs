@@ -47,6 +47,10 @@ pub const SOCKET_CREATED: u8 = 1;
 /// on a connected socket the flag means "accepted".
 pub const SOCKET_LISTENED: u8 = 2;
 
+/// Flag of [`SocketState`]: the verdict was given to a TCP socket. The type of a socket never
+/// changes, and asking for it costs a packet more than this.
+pub const SOCKET_TCP: u8 = 4;
+
 /// The state in a socket's storage.
 ///
 /// The first 64 bytes are all that a packet of a judged flow reads and writes.
@@ -65,7 +69,7 @@ pub struct SocketState {
     pub verdict: u8,
     /// A [`Role`].
     pub role: u8,
-    /// [`SOCKET_CREATED`], [`SOCKET_LISTENED`].
+    /// [`SOCKET_CREATED`], [`SOCKET_LISTENED`], [`SOCKET_TCP`].
     pub flags: u8,
     /// A [`crate::verdict::Reason`].
     pub reason: u8,
@@ -286,10 +290,10 @@ impl FlowState {
     pub fn account(&mut self, outbound: bool, bytes: u16) {
         if outbound {
             self.tx_packets = self.tx_packets.wrapping_add(1);
-            self.tx_bytes = self.tx_bytes.wrapping_add(bytes as u64);
+            self.tx_bytes = self.tx_bytes.wrapping_add(u64::from(bytes));
         } else {
             self.rx_packets = self.rx_packets.wrapping_add(1);
-            self.rx_bytes = self.rx_bytes.wrapping_add(bytes as u64);
+            self.rx_bytes = self.rx_bytes.wrapping_add(u64::from(bytes));
         }
     }
 }

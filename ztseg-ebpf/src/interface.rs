@@ -21,34 +21,37 @@ pub const ETHERNET: u32 = 14;
 pub const RAW_IP: u32 = 0;
 const VLAN_TAG: u32 = 4;
 
-/// Judges a packet that an interface workload sends (`TcFromWorkload`) or is sent. `link_header` is
+/// Judges a packet that an interface workload sends (`TcFromWorkload`) or is sent. `LINK_HEADER` is
 /// the length of what stands before the network header, tags not counted.
 #[inline(always)]
-pub fn packet(skb: &Skb, hook: Hook, link_header: u32) -> Verdict {
+pub fn packet<const LINK_HEADER: u32>(skb: &Skb, hook: Hook) -> Verdict {
     let Some(control) = maps::control() else { return Verdict::Deny };
     let stamp = maps::stamp(control);
     let workload = workload_interface(skb.ifindex());
     let outbound = matches!(hook, Hook::TcFromWorkload);
-    match plain::answer(skb, link_header, Sight { control, stamp, workload, outbound }) {
+    match plain::answer(skb, LINK_HEADER, Sight { control, stamp, workload, outbound }) {
         Answer::Allow => Verdict::Allow,
         Answer::Deny => Verdict::Deny,
-        answer => long_way(skb, hook, link_header, stamp, answer),
+        answer => long_way::<LINK_HEADER>(skb, hook, stamp, answer),
     }
 }
 
 #[inline(never)]
-fn long_way(skb: &Skb, hook: Hook, link_header: u32, stamp: u64, answer: Answer) -> Verdict {
+fn long_way<const LINK_HEADER: u32>(
+    skb: &Skb,
+    hook: Hook,
+    stamp: u64,
+    answer: Answer,
+) -> Verdict {
     let mut flow = Flow::new(stamp, hook);
     flow.workload = workload_interface(skb.ifindex());
     // No longer a workload: about to be detached.
     let Some(workload) = Policy::of(stamp).workload(flow.workload) else { return Verdict::Allow };
     flow.subject = workload.subject;
     let failure = match ethertype_of(skb) {
-        ethertype::IPV4 | ethertype::IPV6 => {
-            skb::ztseg_parse(skb.raw, link_header, &raw mut flow.packet) as u8
-        }
+        ethertype::IPV4 | ethertype::IPV6 => parse_untagged::<LINK_HEADER>(skb, &mut flow.packet),
         ethertype::ARP => return Verdict::Allow,
-        ethertype::VLAN | ethertype::QINQ => parse_tagged(skb, link_header, &mut flow.packet),
+        ethertype::VLAN | ethertype::QINQ => parse_tagged(skb, LINK_HEADER, &mut flow.packet),
         _ => Reason::UnknownEthertype as u8,
     };
     if let Some(reason) = Reason::from_u8(failure) {
@@ -64,6 +67,12 @@ fn long_way(skb: &Skb, hook: Hook, link_header: u32, stamp: u64, answer: Answer)
 #[inline(always)]
 fn ethertype_of(skb: &Skb) -> u16 {
     u16::from_be(skb.protocol() as u16)
+}
+
+/// A function of its own for its stack frame.
+#[inline(never)]
+fn parse_untagged<const LINK_HEADER: u32>(skb: &Skb, packet: &mut Packet) -> u8 {
+    skb::parse(skb, LINK_HEADER, packet)
 }
 
 /// Parses behind at most two VLAN tags.

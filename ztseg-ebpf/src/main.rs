@@ -21,6 +21,10 @@
     reason = "the kernel hands over small numbers in wide registers"
 )]
 #![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key that is passed by value is copied on the stack, which is small"
+)]
+#![expect(
     clippy::needless_pass_by_value,
     clippy::trivially_copy_pass_by_ref,
     reason = "contexts come by value; the verifier follows a reference to the stack best as it is"
@@ -109,22 +113,22 @@ fn ztseg_egress(ctx: SkBuffContext) -> i32 {
 
 #[classifier]
 fn ztseg_tc_from(ctx: TcContext) -> i32 {
-    tc(interface::packet(&Skb::new(ctx.skb.skb), Hook::TcFromWorkload, ETHERNET))
+    tc(interface::packet::<ETHERNET>(&Skb::new(ctx.skb.skb), Hook::TcFromWorkload))
 }
 
 #[classifier]
 fn ztseg_tc_to(ctx: TcContext) -> i32 {
-    tc(interface::packet(&Skb::new(ctx.skb.skb), Hook::TcToWorkload, ETHERNET))
+    tc(interface::packet::<ETHERNET>(&Skb::new(ctx.skb.skb), Hook::TcToWorkload))
 }
 
 #[classifier]
 fn ztseg_ip_from(ctx: TcContext) -> i32 {
-    tc(interface::packet(&Skb::new(ctx.skb.skb), Hook::TcFromWorkload, RAW_IP))
+    tc(interface::packet::<RAW_IP>(&Skb::new(ctx.skb.skb), Hook::TcFromWorkload))
 }
 
 #[classifier]
 fn ztseg_ip_to(ctx: TcContext) -> i32 {
-    tc(interface::packet(&Skb::new(ctx.skb.skb), Hook::TcToWorkload, RAW_IP))
+    tc(interface::packet::<RAW_IP>(&Skb::new(ctx.skb.skb), Hook::TcToWorkload))
 }
 
 /// Set by the loader to write debug lines; a constant in the kernel, so that the verifier removes

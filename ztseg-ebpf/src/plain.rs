@@ -112,7 +112,9 @@ fn v4(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
     }
 }
 
-#[inline(always)]
+/// A function of its own, since the keys of both families do not fit on the stack beside what the long
+/// way needs.
+#[inline(never)]
 fn v6(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
     let in_place = InPlace::new(skb);
     let Some(ip) = in_place.header(offset, IPV6_HEADER + UDP_HEADER) else {

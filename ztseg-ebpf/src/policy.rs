@@ -29,19 +29,8 @@ impl Policy {
     /// What the policy knows of an address: the exact host, else the longest prefix.
     #[inline(always)]
     pub fn peer(self, addr: &Addr) -> Peer {
-        // A key must lie on the stack: kernels before 6.2 take none from a subprogram's argument.
-        let addr = *addr;
-        if let Some(hosts) = HOSTS.get(self.slot) {
-            // SAFETY: as above.
-            if let Some(peer) = unsafe { hosts.get(addr) } {
-                return *peer;
-            }
-        }
-        let key = TrieKey::new(128, addr);
-        match PREFIXES.get(self.slot).and_then(|trie| trie.get(&key)) {
-            Some(peer) => *peer,
-            None => Peer::UNKNOWN,
-        }
+        let classes = classes_of(self.slot, addr);
+        Peer { identity: (classes >> 32) as u32, address: classes as u32 }
     }
 
     /// Counts a decision of a rule.
@@ -79,4 +68,20 @@ impl Lookup for Policy {
     fn rule(&self, rank: u32) -> Option<Rule> {
         RULES.get_value(self.slot, &rank).copied()
     }
+}
+
+/// Identity class above, address class below. A function of its own for its stack frame; it returns
+/// a number because the type information of anything larger would be refused.
+#[inline(never)]
+fn classes_of(slot: u32, addr: &Addr) -> u64 {
+    let pack = |peer: &Peer| u64::from(peer.identity) << 32 | u64::from(peer.address);
+    // A key must lie on the stack: kernels before 6.2 take none from a subprogram's argument.
+    let key = TrieKey::new(128, *addr);
+    if let Some(hosts) = HOSTS.get(slot) {
+        // SAFETY: a copy of plain words; the agent replaces values whole.
+        if let Some(peer) = unsafe { hosts.get(*addr) } {
+            return pack(peer);
+        }
+    }
+    PREFIXES.get(slot).and_then(|trie| trie.get(&key)).map_or(pack(&Peer::UNKNOWN), pack)
 }

@@ -51,16 +51,21 @@ impl Skb {
     field!(data);
     field!(data_end);
 
+    /// The socket that the packet leaves from or arrives at. It may be less than a full one: of its
+    /// fields, type and protocol are out of reach, and it may have no storage.
+    #[inline(always)]
+    pub fn common_socket(&self) -> Option<Sock> {
+        // SAFETY: reads the context; the verifier knows the pointer may be null.
+        let sk = unsafe { core::ptr::read_volatile(&raw const (*self.raw).__bindgen_anon_2.sk) };
+        if sk.is_null() { None } else { Some(Sock { raw: sk }) }
+    }
+
     /// The socket that the packet leaves from or arrives at, when it is a full one.
     #[inline(always)]
     pub fn socket(&self) -> Option<Sock> {
-        // SAFETY: reads the context; the verifier knows the pointer may be null.
-        let sk = unsafe { core::ptr::read_volatile(&raw const (*self.raw).__bindgen_anon_2.sk) };
-        if sk.is_null() {
-            return None;
-        }
+        let sk = self.common_socket()?;
         // SAFETY: a socket pointer of the context.
-        let full = unsafe { bpf_sk_fullsock(sk) };
+        let full = unsafe { bpf_sk_fullsock(sk.raw) };
         if full.is_null() { None } else { Some(Sock { raw: full }) }
     }
 }

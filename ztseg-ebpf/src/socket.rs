@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{
 use ztseg_common::addr::{Addr, proto};
 use ztseg_common::event::Counter;
 use ztseg_common::packet::tcp;
-use ztseg_common::state::{Role, SOCKET_CREATED, SOCKET_LISTENED, SocketState};
+use ztseg_common::state::{Role, SOCKET_CREATED, SOCKET_LISTENED, SOCKET_TCP, SocketState};
 use ztseg_common::verdict::{Hook, Reason, Verdict};
 
 use crate::flow::Flow;
@@ -51,14 +51,11 @@ pub fn created(sk: *mut bpf_sock) {
 pub fn packet(skb: &Skb, hook: Hook) -> Verdict {
     let Some(control) = maps::control() else { return Verdict::Deny };
     let stamp = maps::stamp(control);
-    // The hook runs for full sockets only (kernel/bpf/cgroup.c, __cgroup_bpf_run_filter_skb).
-    let Some(sk) = skb.socket() else { return Verdict::Deny };
     let outbound = matches!(hook, Hook::CgroupEgress);
-    if !sk.is_tcp() {
-        return datagram(skb, sk, hook, stamp);
-    }
-    if let Some(state) = SOCKETS.get(sk.raw, false)
+    if let Some(sk) = skb.common_socket()
+        && let Some(state) = SOCKETS.get(sk.raw, false)
         && state.stamp == stamp
+        && state.flags & SOCKET_TCP != 0
         && state.verdict == Verdict::Allow as u8
         && state.remote_port == sk.remote_port()
         && sk.has_remote(&state.remote)
@@ -68,7 +65,18 @@ pub fn packet(skb: &Skb, hook: Hook) -> Verdict {
         account(state, skb, outbound);
         return Verdict::Allow;
     }
-    tcp_packet(skb, sk, hook, stamp)
+    long_way(skb, hook, stamp)
+}
+
+#[inline(always)]
+fn long_way(skb: &Skb, hook: Hook, stamp: u64) -> Verdict {
+    // The hook runs for full sockets only (kernel/bpf/cgroup.c, __cgroup_bpf_run_filter_skb).
+    let Some(sk) = skb.socket() else { return Verdict::Deny };
+    if sk.is_tcp() {
+        tcp_packet(skb, sk, hook, stamp)
+    } else {
+        datagram(skb, sk, hook, stamp)
+    }
 }
 
 #[inline(always)]
@@ -177,6 +185,7 @@ fn tcp_packet(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
     state.remote = sk.remote();
     state.remote_port = sk.remote_port();
     state.local_port = sk.local_port();
+    state.flags |= SOCKET_TCP;
     state.verdict = outcome.verdict() as u8;
     state.reason = outcome.reason();
     state.rule = outcome.rule();
