@@ -47,8 +47,8 @@ pub const SOCKET_CREATED: u8 = 1;
 /// on a connected socket the flag means "accepted".
 pub const SOCKET_LISTENED: u8 = 2;
 
-/// Flag of [`SocketState`]: the verdict was given to a TCP socket. The type of a socket never
-/// changes, and asking for it costs a packet more than this.
+/// Flag of [`SocketState`]: a TCP socket. That never changes, and asking the socket costs a packet
+/// more than this.
 pub const SOCKET_TCP: u8 = 4;
 
 /// The state in a socket's storage.

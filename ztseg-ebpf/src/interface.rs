@@ -29,7 +29,8 @@ pub fn packet<const LINK_HEADER: u32>(skb: &Skb, hook: Hook) -> Verdict {
     let stamp = maps::stamp(control);
     let workload = workload_interface(skb.ifindex());
     let outbound = matches!(hook, Hook::TcFromWorkload);
-    match plain::answer(skb, LINK_HEADER, Sight { control, stamp, workload, outbound }) {
+    let sight = Sight { control, stamp, workload, netns: 0, outbound };
+    match plain::answer(skb, LINK_HEADER, sight) {
         Answer::Allow => Verdict::Allow,
         Answer::Deny => Verdict::Deny,
         answer => long_way::<LINK_HEADER>(skb, hook, stamp, answer),

@@ -8,7 +8,7 @@ use ztseg_common::verdict::{Reason, Verdict};
 
 use crate::emit::ztseg_report;
 use crate::flow::Flow;
-use crate::peer::{ztseg_interface_peer, ztseg_peer};
+use crate::peer::{self, ztseg_interface_peer, ztseg_peer};
 
 /// The outcome of a judgement, as one word: it crosses calls in a register.
 ///
@@ -92,6 +92,7 @@ impl Outcome {
 /// outcome. The helpers of their hooks differ. Sets the peer's workload and classes in it.
 #[inline(always)]
 pub fn judge<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow) -> Outcome {
+    peer::by_address(flow);
     if INTERFACE {
         ztseg_interface_peer(skb, flow);
     } else {

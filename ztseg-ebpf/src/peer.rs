@@ -17,8 +17,16 @@ use crate::workload;
 /// `BPF_F_CURRENT_NETNS`
 const CURRENT_NETNS: u64 = u64::MAX;
 
-/// Finds the peer's classes and, on this host or behind one of its interfaces, its workload, and
-/// sets them in the flow.
+/// Sets the peer's classes by its address. The first step; what is known better then replaces them.
+#[inline(always)]
+pub fn by_address(flow: &mut Flow) {
+    let peer = flow.policy().peer(flow.remote());
+    flow.address = peer.address;
+    flow.identity = peer.identity;
+}
+
+/// Finds the peer's workload, on this host or behind one of its interfaces, and sets it and its
+/// identity class in the flow.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn ztseg_peer(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
@@ -26,10 +34,7 @@ pub extern "C" fn ztseg_peer(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
     let Some(flow) = (unsafe { flow.as_mut() }) else { return 0 };
     let Some(control) = control() else { return 0 };
     let policy = flow.policy();
-    let peer = policy.peer(flow.remote());
     let before = flow.peer;
-    flow.address = peer.address;
-    flow.identity = peer.identity;
     flow.peer = 0;
     // Packets between local addresses always travel on the loopback device, and the kernel drops
     // what arrives elsewhere with a local source: only here can the peer's socket be trusted.
@@ -78,9 +83,6 @@ pub extern "C" fn ztseg_interface_peer(skb: *mut __sk_buff, flow: *mut Flow) -> 
     // SAFETY: the verifier checks that the caller's flow is memory of this size.
     let Some(flow) = (unsafe { flow.as_mut() }) else { return 0 };
     let policy = flow.policy();
-    let peer = policy.peer(flow.remote());
-    flow.address = peer.address;
-    flow.identity = peer.identity;
     flow.peer = 0;
     let key = if flow.is_outbound() { receiver(skb, flow) } else { sender(skb, flow) };
     if key != 0

@@ -4,7 +4,7 @@
 use ztseg_common::addr::{Port, proto};
 use ztseg_common::key::{FlowKey4, FlowKey6, Place, WorkloadKey};
 use ztseg_common::packet::{ethertype, tcp};
-use ztseg_common::state::{FlowState, Phase, is_fresh, ticks, timeout_seconds};
+use ztseg_common::state::{FlowState, Phase, SocketState, is_fresh, ticks, timeout_seconds};
 use ztseg_common::value::Control;
 
 use crate::denied;
@@ -31,6 +31,8 @@ pub struct Sight<'a> {
     pub control: &'a Control,
     pub stamp: u64,
     pub workload: WorkloadKey,
+    /// The low half of the network namespace cookie; zero at TC.
+    pub netns: u32,
     pub outbound: bool,
 }
 
@@ -65,6 +67,39 @@ pub fn answer(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
     }
 }
 
+/// Whether a datagram at a cgroup hook is one of the flow that its connected socket keeps the verdict
+/// of; a connected socket can still send elsewhere, so the packet's ends count. Gives its length, zero
+/// for no.
+#[inline(always)]
+pub fn is_of_connection(skb: &Skb, state: &SocketState, outbound: bool) -> u16 {
+    let in_place = InPlace::new(skb);
+    let (bytes, remote_matches, ports) = if state.remote.is_v4() {
+        let Some(ip) = in_place.header(0, IPV4_HEADER + UDP_HEADER) else { return 0 };
+        if ip.byte::<0>() != 0x45
+            || u16::from_be_bytes(ip.half::<6>()) & FRAGMENT != 0
+            || ip.byte::<9>() != proto::UDP
+        {
+            return 0;
+        }
+        let remote = if outbound { ip.word::<16>() } else { ip.word::<12>() };
+        let bytes = u16::from_be_bytes(ip.half::<2>());
+        (bytes, remote == state.remote.last_octets(), ip.word::<{ IPV4_HEADER }>())
+    } else {
+        let Some(ip) = in_place.header(0, IPV6_HEADER + UDP_HEADER) else { return 0 };
+        if ip.byte::<0>() >> 4 != 6 || ip.byte::<6>() != proto::UDP {
+            return 0;
+        }
+        let remote = if outbound { ip.addr6::<24>() } else { ip.addr6::<8>() };
+        let bytes = u16::from_be_bytes(ip.half::<4>()).saturating_add(IPV6_HEADER as u16);
+        (bytes, remote == state.remote, ip.word::<{ IPV6_HEADER }>())
+    };
+    let [local, remote] = [state.local_port.octets, state.remote_port.octets];
+    let [[a, b], [c, d]] = if outbound { [local, remote] } else { [remote, local] };
+    if remote_matches && ports == [a, b, c, d] { bytes } else { 0 }
+}
+
+/// In an IPv4 header: more fragments follow, or this is one.
+const FRAGMENT: u16 = 0x3fff;
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 const UDP_HEADER: usize = 8;
@@ -72,8 +107,6 @@ const TCP_HEADER: usize = 20;
 
 #[inline(always)]
 fn v4(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
-    /// More fragments follow, or this is one.
-    const FRAGMENT: u16 = 0x3fff;
     let in_place = InPlace::new(skb);
     let Some(ip) = in_place.header(offset, IPV4_HEADER + UDP_HEADER) else {
         return Answer::Unknown;
@@ -98,7 +131,7 @@ fn v4(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
         remote: remote.0,
         local_port: local.1,
         remote_port: remote.1,
-        place: Place::new(sight.workload, 0, rest.protocol),
+        place: Place::new(sight.workload, sight.netns, rest.protocol),
     };
     if rest.kind == Kind::Syn {
         return if denied::again(&key, sight) { Answer::Deny } else { Answer::Unknown };
@@ -134,7 +167,7 @@ fn v6(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
     let [source0, source1, destination0, destination1] = ip.word::<{ IPV6_HEADER }>();
     let source_port = Port { octets: [source0, source1] };
     let destination_port = Port { octets: [destination0, destination1] };
-    let place = Place::new(sight.workload, 0, rest.protocol);
+    let place = Place::new(sight.workload, sight.netns, rest.protocol);
     // Written where it is used: the stack is small.
     let key = if sight.outbound {
         FlowKey6 {

@@ -15,6 +15,7 @@ use crate::flow::Flow;
 use crate::judge::{Outcome, judge, report};
 use crate::maps::{self, SOCKETS, count};
 use crate::policy::Policy;
+use crate::plain::{self, Answer, Sight};
 use crate::skb::{LISTEN, SYN_SENT, Skb, Sock};
 use crate::{skb, table, workload};
 
@@ -36,7 +37,8 @@ pub fn created(sk: *mut bpf_sock) {
             state.uid = bpf_get_current_uid_gid() as u32;
         }
     }
-    state.flags = SOCKET_CREATED;
+    let tcp = if (Sock { raw: sk }).is_tcp() { SOCKET_TCP } else { 0 };
+    state.flags = SOCKET_CREATED | tcp;
     if let Some(control) = maps::control() {
         let stamp = maps::stamp(control);
         if let Some(found) = workload::of_task(control, Policy::of(stamp)) {
@@ -54,18 +56,39 @@ pub fn packet(skb: &Skb, hook: Hook) -> Verdict {
     let outbound = matches!(hook, Hook::CgroupEgress);
     if let Some(sk) = skb.common_socket()
         && let Some(state) = SOCKETS.get(sk.raw, false)
-        && state.stamp == stamp
-        && state.flags & SOCKET_TCP != 0
-        && state.verdict == Verdict::Allow as u8
-        && state.remote_port == sk.remote_port()
-        && sk.has_remote(&state.remote)
-        && sk.state() != LISTEN
     {
-        // A TCP socket's packets are all of one flow, and it knows its ends: nothing to parse.
-        account(state, skb, outbound);
-        return Verdict::Allow;
+        let judged = state.stamp == stamp && state.verdict == Verdict::Allow as u8;
+        if state.flags & SOCKET_TCP != 0 {
+            if judged
+                && state.remote_port == sk.remote_port()
+                && sk.has_remote(&state.remote)
+                && sk.state() != LISTEN
+            {
+                // All packets are of one flow, and the socket knows its ends: nothing to parse.
+                account(state, skb.len(), outbound);
+                return Verdict::Allow;
+            }
+        } else if state.workload_stamp == stamp {
+            if judged {
+                let bytes = plain::is_of_connection(skb, state, outbound);
+                if bytes != 0 {
+                    account(state, u32::from(bytes), outbound);
+                    return Verdict::Allow;
+                }
+            }
+            let (workload, netns) = (state.workload, state.netns as u32);
+            if table_answer(skb, &Sight { control, stamp, workload, netns, outbound }) {
+                return Verdict::Allow;
+            }
+        }
     }
     long_way(skb, hook, stamp)
+}
+
+/// Whether the table has the flow. A function of its own for its stack frame.
+#[inline(never)]
+fn table_answer(skb: &Skb, sight: &Sight<'_>) -> bool {
+    plain::answer(skb, 0, *sight) == Answer::Allow
 }
 
 #[inline(always)]
@@ -80,8 +103,8 @@ fn long_way(skb: &Skb, hook: Hook, stamp: u64) -> Verdict {
 }
 
 #[inline(always)]
-fn account(state: &mut SocketState, skb: &Skb, outbound: bool) {
-    let bytes = u64::from(skb.len());
+fn account(state: &mut SocketState, bytes: u32, outbound: bool) {
+    let bytes = u64::from(bytes);
     if outbound {
         state.traffic.tx_packets += 1;
         state.traffic.tx_bytes += bytes;
@@ -179,7 +202,7 @@ fn tcp_packet(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
         outcome = judge::<false>(skb.raw, &mut flow);
     }
     let Some(state) = SOCKETS.get(sk.raw, false) else { return outcome.verdict() };
-    account(state, skb, flow.is_outbound());
+    account(state, skb.len(), flow.is_outbound());
     state.role = flow.role;
     state.peer = flow.peer;
     state.remote = sk.remote();
@@ -227,23 +250,12 @@ fn role_of_packet(sk: Sock, flow: &Flow) -> Role {
     }
 }
 
-/// Judges a packet of any socket but TCP.
+/// Judges a packet of any socket but TCP, with the state in the flow table. Of a connected UDP socket
+/// the verdict is kept in the socket, too.
 #[inline(never)]
 fn datagram(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
     let mut flow = Flow::new(stamp, hook);
-    let failure = skb::parse(skb, 0, &mut flow.packet);
-    // A connected socket can still send elsewhere, so the packet's end counts.
-    let connected = flow.packet.protocol == proto::UDP && sk.is_connected_udp();
-    if connected
-        && let Some(state) = SOCKETS.get(sk.raw, false)
-        && state.stamp == stamp
-        && state.verdict == Verdict::Allow as u8
-        && state.remote_port == flow.remote_port()
-        && state.remote == *flow.remote()
-    {
-        account(state, skb, flow.is_outbound());
-        return Verdict::Allow;
-    }
+    let failure = skb::ztseg_parse_socket(skb.raw, &raw mut flow.packet) as u8;
     if kernel_made(skb, sk) {
         return Verdict::Allow;
     }
@@ -256,10 +268,14 @@ fn datagram(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
     if table::packet::<false>(skb.raw, &mut flow, true) == Verdict::Deny {
         return Verdict::Deny;
     }
-    if connected && let Some(state) = SOCKETS.get(sk.raw, false) {
+    if flow.packet.protocol == proto::UDP
+        && sk.is_connected_udp()
+        && let Some(state) = SOCKETS.get(sk.raw, false)
+    {
         // The flow is in the table, with its role; this is the short way to the same verdict.
         state.remote = *flow.remote();
         state.remote_port = flow.remote_port();
+        state.local_port = flow.local_port();
         state.verdict = Verdict::Allow as u8;
         state.role = flow.role;
         state.peer = flow.peer;
