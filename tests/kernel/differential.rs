@@ -36,8 +36,8 @@ const QUESTIONS: u64 = 400;
 /// The generator makes at most this many workloads.
 const INTERFACES: usize = 8;
 /// `TC_ACT_UNSPEC` and `TC_ACT_SHOT` as a test run returns them.
-const PASSES: u32 = u32::MAX;
-const DROPPED: u32 = 2;
+pub(crate) const PASSES: u32 = u32::MAX;
+pub(crate) const DROPPED: u32 = 2;
 
 fn oracle_equals_kernel(_: &Environment) -> Result<()> {
     let wanted = std::env::var("ZTSEG_DECISIONS").ok().and_then(|n| n.parse().ok());
@@ -63,7 +63,7 @@ fn oracle_equals_kernel(_: &Environment) -> Result<()> {
     Ok(())
 }
 
-fn dummies() -> Result<Vec<u32>> {
+pub(crate) fn dummies() -> Result<Vec<u32>> {
     for i in 0..INTERFACES {
         let name = format!("zt-dummy{i}");
         let made = Command::new("ip").args(["link", "add", &name, "type", "veth"]).status()?;
@@ -146,7 +146,7 @@ fn expected(world: &World, question: &Question) -> oracle::OracleDecision {
 }
 
 /// `struct __sk_buff` (uapi/linux/bpf.h): the device, and the one that the packet came in by.
-fn context(ifindex: u32, came_in: u32) -> [u8; 192] {
+pub(crate) fn context(ifindex: u32, came_in: u32) -> [u8; 192] {
     const INGRESS_IFINDEX: usize = 36;
     const IFINDEX: usize = 40;
     let mut context = [0; 192];

@@ -14,6 +14,7 @@ mod flows;
 mod living;
 mod matrix;
 mod programs;
+mod sequences;
 mod toolchain;
 mod worlds;
 
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         toolchain::TESTS,
         programs::TESTS,
         differential::TESTS,
+        sequences::TESTS,
         worlds::TESTS,
         commit::TESTS,
         agents::TESTS,

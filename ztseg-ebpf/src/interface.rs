@@ -38,12 +38,7 @@ pub fn packet<const LINK_HEADER: u32>(skb: &Skb, hook: Hook) -> Verdict {
 }
 
 #[inline(never)]
-fn long_way<const LINK_HEADER: u32>(
-    skb: &Skb,
-    hook: Hook,
-    stamp: u64,
-    answer: Answer,
-) -> Verdict {
+fn long_way<const LINK_HEADER: u32>(skb: &Skb, hook: Hook, stamp: u64, answer: Answer) -> Verdict {
     let mut flow = Flow::new(stamp, hook);
     flow.workload = workload_interface(skb.ifindex());
     // No longer a workload: about to be detached.

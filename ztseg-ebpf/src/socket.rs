@@ -14,8 +14,8 @@ use ztseg_common::verdict::{Hook, Reason, Verdict};
 use crate::flow::Flow;
 use crate::judge::{Outcome, judge, report};
 use crate::maps::{self, SOCKETS, count};
-use crate::policy::Policy;
 use crate::plain::{self, Answer, Sight};
+use crate::policy::Policy;
 use crate::skb::{LISTEN, SYN_SENT, Skb, Sock};
 use crate::{skb, table, workload};
 
@@ -95,11 +95,7 @@ fn table_answer(skb: &Skb, sight: &Sight<'_>) -> bool {
 fn long_way(skb: &Skb, hook: Hook, stamp: u64) -> Verdict {
     // The hook runs for full sockets only (kernel/bpf/cgroup.c, __cgroup_bpf_run_filter_skb).
     let Some(sk) = skb.socket() else { return Verdict::Deny };
-    if sk.is_tcp() {
-        tcp_packet(skb, sk, hook, stamp)
-    } else {
-        datagram(skb, sk, hook, stamp)
-    }
+    if sk.is_tcp() { tcp_packet(skb, sk, hook, stamp) } else { datagram(skb, sk, hook, stamp) }
 }
 
 #[inline(always)]
