@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
     ("agents::a_second_agent_is_refused", a_second_agent_is_refused),
     ("agents::a_restart_loses_no_packet", a_restart_loses_no_packet),
     ("agents::a_connection_older_than_the_agent", a_connection_older_than_the_agent),
+    ("agents::an_older_servers_connection_is_its_clients", an_older_servers_connection),
     ("agents::detach_leaves_nothing", detach_leaves_nothing),
 ];
 
@@ -197,6 +198,35 @@ fn a_connection_older_than_the_agent(_: &Environment) -> Result<()> {
             "the denied connection {name} went on: {counts:?}"
         );
     }
+    agent.stop()
+}
+
+/// A server's connection from before the agent is its client's: it ends with the rule that let the
+/// client in, although the server may open connections to anybody.
+fn an_older_servers_connection(_: &Environment) -> Result<()> {
+    const MAY_ASK: &str = "\n    - { name: out, from: app, to: any }";
+    const MAY_BE_ASKED: &str = "\n    - { name: in, from: any, to: app, ports: [tcp/2001] }";
+    let world = World::new()?;
+    let app = world.workload("/app")?;
+    let near = SocketAddr::from((world.uplink.near(false), DENIED));
+    let _server = Server::start(&app, &[Listen::Tcp(near)])?;
+    let interval = patient(Duration::from_millis(5));
+    let stream = Stream::start(&world.peer.place(), StreamKind::Tcp, near, interval)?;
+    let both = format!("{}{}{}\n", policy(&[9]).trim_end(), MAY_ASK, MAY_BE_ASKED);
+    let mut agent = Agent::start(&world, &both)?;
+    thread::sleep(patient(Duration::from_millis(200)));
+    let generation = agent.status()?["generation"].as_u64();
+    agent.write_policy(&format!("{}{}\n", policy(&[9]).trim_end(), MAY_ASK))?;
+    agent.wait_for_status(|status| status["generation"].as_u64() > generation)?;
+    let watched = patient(Duration::from_millis(500));
+    thread::sleep(watched);
+    let counts = stream.finish()?;
+    let after = u64::try_from(watched.as_millis() / interval.as_millis() / 2)?;
+    ensure!(
+        counts.sent.saturating_sub(counts.received) > after,
+        "it went on as if the server had opened it: {counts:?}"
+    );
+    ensure!(counts.received > 20, "it was not let through before: {counts:?}");
     agent.stop()
 }
 

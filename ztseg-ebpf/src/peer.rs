@@ -155,6 +155,24 @@ fn owner(sk: Sock, flow: &Flow) -> WorkloadKey {
     if own != 0 && flow.policy().workload(own).is_some() { own } else { state.workload }
 }
 
+/// Whether a socket listens at the subject's end of a TCP flow now. On the port of a connection that
+/// was opened from here none can: the kernel gives such a port to one side only, unless both ask for
+/// sharing it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_has_listener(skb: *mut __sk_buff, flow: *const Flow) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
+    let nobody = if flow.local().is_v4() { Addr::v4([0; 4]) } else { Addr::UNSPECIFIED };
+    let to = (flow.local(), flow.local_port());
+    let Some(held) = Held::lookup(skb.cast(), proto::TCP, (&nobody, Port::default()), to) else {
+        return 0;
+    };
+    let listens = held.sock().state() == LISTEN;
+    held.release();
+    u32::from(listens)
+}
+
 enum Local {
     Workload(workload::Found),
     /// A socket outside the cgroup root.

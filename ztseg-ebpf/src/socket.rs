@@ -14,6 +14,7 @@ use ztseg_common::verdict::{Hook, Reason, Verdict};
 use crate::flow::Flow;
 use crate::judge::{Outcome, judge, report};
 use crate::maps::{self, SOCKETS, count};
+use crate::peer::ztseg_has_listener;
 use crate::plain::{self, Answer, Sight};
 use crate::policy::Policy;
 use crate::skb::{LISTEN, SYN_SENT, Skb, Sock};
@@ -177,7 +178,7 @@ fn tcp_packet(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
         state.peer = 0;
         state.role = 0;
     }
-    let certain = settle_role(state, tcp_state, &mut flow);
+    let certain = settle_role(skb, state, tcp_state, &mut flow);
     flow.peer = state.peer;
     if !flow.is_initiator() {
         flow.set_local_port(sk.local_port());
@@ -212,9 +213,10 @@ fn tcp_packet(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
     outcome.verdict()
 }
 
-/// Which end the socket is. False: not certain, because the socket is older than the agent.
+/// Which end the socket is. False: not certain, because the socket is older than the agent and its
+/// port has no listener (any more).
 #[inline(always)]
-fn settle_role(state: &mut SocketState, tcp_state: u32, flow: &mut Flow) -> bool {
+fn settle_role(skb: &Skb, state: &mut SocketState, tcp_state: u32, flow: &mut Flow) -> bool {
     if tcp_state == SYN_SENT {
         // It may have been a listener once.
         state.flags &= !SOCKET_LISTENED;
@@ -231,7 +233,15 @@ fn settle_role(state: &mut SocketState, tcp_state: u32, flow: &mut Flow) -> bool
     }
     // Made and connected under our eyes: what was accepted is marked as such.
     flow.role = Role::Initiator as u8;
-    state.flags & SOCKET_CREATED != 0
+    if state.flags & SOCKET_CREATED != 0 {
+        return true;
+    }
+    // Older than the agent. A server's replies must never look like flows that it opens.
+    if ztseg_has_listener(skb.raw, &raw const *flow) != 0 {
+        flow.role = Role::Responder as u8;
+        return true;
+    }
+    false
 }
 
 /// The role without a socket state: from the packet alone.
