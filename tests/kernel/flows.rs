@@ -91,7 +91,9 @@ fn a_denied_connect_fails_at_once(_: &Environment) -> Result<()> {
     // Beyond the interface of a workload, only the packet shows who is asked.
     let policy = POLICY.replace("interface: zt-tap0", "interface: none");
     let mut agent = start(&world, &policy)?;
-    let web = world.workload("/web")?;
+    let (web, db) = (world.workload("/web")?, world.workload("/db")?);
+    // A local service on every address changes nothing: it is not allowed either.
+    let _server = serve(&db, Listen::Tcp, DENIED)?;
     for (v6, hook) in [(false, "connect4"), (true, "connect6")] {
         for (kind, proto) in [(Ask::Tcp, "tcp"), (Ask::UdpConnected, "udp")] {
             let report = ask(&web, kind, world.uplink.far(v6), DENIED)?;

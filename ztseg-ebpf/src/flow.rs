@@ -40,7 +40,9 @@ pub struct Flow {
     pub outbound: u8,
     /// Over the loopback device: the peer's socket is in this network namespace.
     pub loopback: u8,
-    pub zero: [u32; 2],
+    /// At a system call: the identity class of a workload that may be the peer instead.
+    pub other_identity: u32,
+    pub zero: u32,
 }
 
 const _: () = assert!(size_of::<Flow>() == 104);
@@ -64,7 +66,8 @@ impl Flow {
             role: if outbound { Role::Initiator as u8 } else { Role::Responder as u8 },
             outbound: u8::from(outbound),
             loopback: 0,
-            zero: [0; 2],
+            other_identity: 0,
+            zero: 0,
         }
     }
 

@@ -106,13 +106,15 @@ fn certain_denial(ctx: *mut bpf_sock_addr, flow: &mut Flow) -> u64 {
     if Outcome::from_bits(denial).verdict() == Verdict::Allow {
         return 0;
     }
-    // An address that is not on the loopback device may still be one of this host's own, where
-    // nobody listens.
-    if asked == NOBODY && !flow.is_loopback() {
-        flow.identity = IDENTITY_NOBODY;
+    // An address that is not on the loopback device may still be one of this host's own: where
+    // nobody listens, or the socket that was found. Then that must be denied, too.
+    if !flow.is_loopback() {
+        let by_address = flow.identity;
+        flow.identity = if asked == NOBODY { IDENTITY_NOBODY } else { flow.other_identity };
         if Outcome::from_bits(ztseg_decide(flow)).verdict() == Verdict::Allow {
             return 0;
         }
+        flow.identity = by_address;
     }
     denial
 }
@@ -147,13 +149,21 @@ pub extern "C" fn ztseg_asked(ctx: *mut bpf_sock_addr, flow: *mut Flow) -> u32 {
         workload = theirs.workload;
     }
     held.release();
-    // A socket whose workload is not known without the packet; or one on every address, while this
-    // may not be an address of ours at all.
-    if workload == 0 || !flow.is_loopback() {
+    // A socket whose workload is not known without the packet.
+    if workload == 0 {
         return UNKNOWN;
     }
     let Some(theirs) = policy.workload(workload) else { return UNKNOWN };
-    flow.peer = workload;
-    flow.identity = theirs.identity;
+    if flow.is_loopback() {
+        flow.peer = workload;
+        flow.identity = theirs.identity;
+    } else {
+        // It may listen on every address, while this is not one of ours at all. A workload always
+        // reaches itself.
+        if workload == flow.workload {
+            return UNKNOWN;
+        }
+        flow.other_identity = theirs.identity;
+    }
     SOMEBODY
 }
