@@ -9,6 +9,7 @@ use ztseg_common::addr::{Addr, proto};
 use ztseg_common::event::Counter;
 use ztseg_common::packet::tcp;
 use ztseg_common::state::{Role, SOCKET_CREATED, SOCKET_LISTENED, SOCKET_TCP, SocketState};
+use ztseg_common::value::Control;
 use ztseg_common::verdict::{Hook, Reason, Verdict};
 
 use crate::flow::Flow;
@@ -69,27 +70,34 @@ pub fn packet(skb: &Skb, hook: Hook) -> Verdict {
                 account(state, skb.len(), outbound);
                 return Verdict::Allow;
             }
-        } else if state.workload_stamp == stamp {
-            if judged {
-                let bytes = plain::is_of_connection(skb, state, outbound);
-                if bytes != 0 {
-                    account(state, u32::from(bytes), outbound);
-                    return Verdict::Allow;
-                }
-            }
-            let (workload, netns) = (state.workload, state.netns as u32);
-            if table_answer(skb, &Sight { control, stamp, workload, netns, outbound }) {
-                return Verdict::Allow;
-            }
+        } else if state.workload_stamp == stamp
+            && known_datagram(skb, state, judged, control, outbound)
+        {
+            return Verdict::Allow;
         }
     }
     long_way(skb, hook, stamp)
 }
 
-/// Whether the table has the flow. A function of its own for its stack frame.
+/// Whether the socket, which `judged` says has a valid verdict, or the table has a datagram's flow. A
+/// function of its own for its stack frame.
 #[inline(never)]
-fn table_answer(skb: &Skb, sight: &Sight<'_>) -> bool {
-    plain::answer(skb, 0, *sight) == Answer::Allow
+fn known_datagram(
+    skb: &Skb,
+    state: &mut SocketState,
+    judged: bool,
+    control: &Control,
+    outbound: bool,
+) -> bool {
+    if judged {
+        let bytes = plain::is_of_connection(skb, state, outbound);
+        if bytes != 0 {
+            account(state, u32::from(bytes), outbound);
+            return true;
+        }
+    }
+    let (stamp, workload, netns) = (state.workload_stamp, state.workload, state.netns as u32);
+    plain::answer(skb, 0, Sight { control, stamp, workload, netns, outbound }) == Answer::Allow
 }
 
 #[inline(always)]
