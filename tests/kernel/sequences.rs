@@ -1,6 +1,7 @@
 //! Sequences of packets of one flow, through the real TC programs by `BPF_PROG_TEST_RUN`: what a
 //! packet means depends on those before it.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::thread;
@@ -14,6 +15,7 @@ use ztseg::policy::compile::compile;
 use ztseg::policy::source::Source;
 use ztseg_common::event::Counter;
 use ztseg_common::packet::tcp::{ACK, FIN, RST, SYN};
+use ztseg_tests::world::times;
 
 use crate::Body;
 use crate::differential::{DROPPED, PASSES, context, dummies};
@@ -154,19 +156,21 @@ fn frame(v6: bool, from_app: bool, protocol: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Runs `body` for IPv4 and IPv6, each on a line of its own.
+/// Runs `body` for IPv4 and for IPv6. The programs are loaded once, which takes a while in a virtual
+/// machine; the flows of the two are apart.
 fn on_a_line(name: &'static str, body: fn(&mut Line) -> Result<()>) -> Result<()> {
     // A namespace belongs to a thread; this one's ends with it.
     let run = thread::spawn(move || -> Result<()> {
         unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
         let ifindex = dummies()?[0];
+        let mut unattached = Unattached::open(name, Capacity::default())?;
+        let datapath = unattached.get()?;
+        let from_app = datapath.program_fd("ztseg_tc_from")?;
+        let to_app = datapath.program_fd("ztseg_tc_to")?;
+        let mut line = Line { unattached, from_app, to_app, ifindex, v6: false };
         for v6 in [false, true] {
-            let mut unattached = Unattached::open(&format!("{name}-{v6}"), Capacity::default())?;
-            let datapath = unattached.get()?;
-            let from_app = datapath.program_fd("ztseg_tc_from")?;
-            let to_app = datapath.program_fd("ztseg_tc_to")?;
-            body(&mut Line { unattached, from_app, to_app, ifindex, v6 })
-                .with_context(|| format!("v6: {v6}"))?;
+            line.v6 = v6;
+            body(&mut line).with_context(|| format!("v6: {v6}"))?;
         }
         Ok(())
     });
@@ -231,7 +235,7 @@ fn revoked(_: &Environment) -> Result<()> {
 
 fn remembered_denial(_: &Environment) -> Result<()> {
     on_a_line("remembered", |line| {
-        for _ in 0..20 {
+        for _ in 0..times(20) {
             line.policy(NOTHING)?;
             line.expect(&[(App, SYN, false), (App, SYN, false), (App, SYN, false)])?;
             ensure!(!line.udp(true, 1000)? && !line.udp(true, 1000)?, "a denied datagram passes");
@@ -251,13 +255,16 @@ fn counted(_: &Environment) -> Result<()> {
     const PACKETS: u64 = 4_000;
     on_a_line("counted", |line| {
         line.policy(ONE_WAY)?;
+        let before = line.datapath()?.counters()?;
         for number in 0..PACKETS / 2 {
             // Folded and not, remembered and not.
             let port = if number % 4 == 0 { 2000 } else { 3000 + u16::try_from(number)? };
             ensure!(!line.udp(false, port)? && !line.tcp(false, SYN, SEQUENCE)?, "it passes");
         }
         let counters = line.datapath()?.counters()?;
-        let of = |counter| counters.get(&counter).copied().unwrap_or_default();
+        let count =
+            |of: &BTreeMap<Counter, u64>, counter| of.get(&counter).copied().unwrap_or_default();
+        let of = |counter| count(&counters, counter) - count(&before, counter);
         ensure!(of(Counter::DroppedIngress) == PACKETS, "{counters:?}");
         let said = of(Counter::EventsSent)
             + of(Counter::EventsFolded)
