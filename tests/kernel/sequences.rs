@@ -271,9 +271,8 @@ fn counted(_: &Environment) -> Result<()> {
             + of(Counter::EventsOverBudget)
             + of(Counter::EventsLost);
         ensure!(said == PACKETS, "{said} of {PACKETS} accounted for: {counters:?}");
-        // All segments and a quarter of the datagrams are alike: one record a second of them, on
-        // each CPU that this thread came to.
-        ensure!(of(Counter::EventsFolded) > PACKETS / 4, "little was folded: {counters:?}");
+        // All segments and a quarter of the datagrams are alike, and there is a budget.
+        ensure!(of(Counter::EventsSent) < PACKETS / 2, "a record of nearly all: {counters:?}");
         Ok(())
     })
 }
