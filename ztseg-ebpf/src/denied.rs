@@ -7,7 +7,6 @@
 use ztseg_common::addr::proto;
 use ztseg_common::event::Counter;
 use ztseg_common::key::{FlowKey4, Place};
-use ztseg_common::state::ticks;
 use ztseg_common::verdict::Direction;
 
 use crate::emit;
@@ -16,6 +15,7 @@ use crate::judge::Outcome;
 use crate::maps::{DENIAL_SLOTS, DENIALS, Denial, count};
 use crate::plain::Sight;
 use crate::policy::Policy;
+use crate::table::now;
 
 /// Whether a flow was denied just now, and the packet is counted. False where a new record is due.
 #[inline(always)]
@@ -73,12 +73,6 @@ pub fn remember(flow: &Flow, outcome: Outcome) {
         direction: flow.direction() as u16,
         outbound: u16::from(flow.is_outbound()),
     };
-}
-
-#[inline(always)]
-fn now() -> u32 {
-    // SAFETY: a plain helper call.
-    ticks(unsafe { aya_ebpf::helpers::generated::bpf_jiffies64() })
 }
 
 /// Spreads what differs between the flows of a sender: addresses and ports.

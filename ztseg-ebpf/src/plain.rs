@@ -4,12 +4,13 @@
 use ztseg_common::addr::{Port, proto};
 use ztseg_common::key::{FlowKey4, FlowKey6, Place, WorkloadKey};
 use ztseg_common::packet::{ethertype, tcp};
-use ztseg_common::state::{FlowState, Phase, SocketState, is_fresh, ticks, timeout_seconds};
+use ztseg_common::state::{FlowState, Phase, SocketState, is_fresh, timeout_seconds};
 use ztseg_common::value::Control;
 
 use crate::denied;
 use crate::maps::{FLOWS4, FLOWS6};
 use crate::skb::{InPlace, Skb};
+use crate::table::now;
 
 /// What the short way came to.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -220,8 +221,7 @@ fn transport<const IP: usize>(in_place: &InPlace, offset: u32, bytes: u16, proto
 
 #[inline(always)]
 fn pass(state: &mut FlowState, sight: Sight<'_>, rest: Rest) -> Answer {
-    // SAFETY: a plain helper call.
-    let now = ticks(unsafe { aya_ebpf::helpers::generated::bpf_jiffies64() });
+    let now = now();
     let timeout = timeout_seconds(rest.protocol, Phase::Established as u8);
     if state.stamp != sight.stamp
         || state.phase != Phase::Established as u8

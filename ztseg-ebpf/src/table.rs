@@ -98,8 +98,9 @@ fn key6(
     FlowKey6 { local: *local, remote: *remote, local_port, remote_port, place }
 }
 
+/// The time in [`ticks`].
 #[inline(always)]
-fn now() -> u32 {
+pub fn now() -> u32 {
     // SAFETY: a plain helper call.
     ticks(unsafe { bpf_jiffies64() })
 }
