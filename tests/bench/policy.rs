@@ -160,6 +160,7 @@ impl Builder {
             to,
             ports: ports.to_vec(),
             position: position(),
+            built_in: None,
         });
     }
 }

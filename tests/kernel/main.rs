@@ -10,6 +10,7 @@ mod behind;
 mod commit;
 mod differential;
 mod environment;
+mod failsafe;
 mod flows;
 mod living;
 mod matrix;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         living::TESTS,
         flows::TESTS,
         behind::TESTS,
+        failsafe::TESTS,
     ]
     .concat();
     let mut trials: Vec<Trial> =

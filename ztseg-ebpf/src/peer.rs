@@ -85,8 +85,11 @@ pub extern "C" fn ztseg_interface_peer(skb: *mut __sk_buff, flow: *mut Flow) -> 
     let policy = flow.policy();
     flow.peer = 0;
     let key = if flow.is_outbound() { receiver(skb, flow) } else { sender(skb, flow) };
+    // What comes in by a network card, or leaves by it, is not the card's workload, which is this
+    // host's side.
     if key != 0
         && let Some(workload) = policy.workload(key)
+        && workload.flags & WORKLOAD_HOST_SIDE == 0
     {
         flow.peer = key;
         flow.identity = workload.identity;

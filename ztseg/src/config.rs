@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::datapath::Capacity;
 use crate::policy::diagnostic::{Diagnostic, Diagnostics, quote};
+use crate::policy::failsafe::{Failsafe, Opening};
 use crate::policy::parse::reader::{Context, Fields, Shape};
+use crate::policy::parse::selector;
 use crate::policy::source::Source;
 use crate::policy::yaml::{self, Node, Value};
 
@@ -39,6 +41,8 @@ pub struct Config {
     pub policies: Vec<PathBuf>,
     /// What happens to the programs when the agent stops.
     pub on_exit: OnExit,
+    /// What stays open for the host whatever the policy says.
+    pub failsafe: Failsafe,
     /// Ceilings of the maps.
     pub capacity: Capacity,
 }
@@ -52,6 +56,7 @@ impl Default for Config {
             socket: "/run/ztseg/ztseg.sock".into(),
             policies: vec!["/etc/ztseg/policies".into()],
             on_exit: OnExit::Keep,
+            failsafe: Failsafe::default(),
             capacity: Capacity::default(),
         }
     }
@@ -68,15 +73,18 @@ const SHAPE: Shape = Shape {
         "unmanaged",
         "onExit",
         "boot",
+        "failsafe",
         "capacity",
     ],
     later: &[
-        ("failsafe", "remove it; allow what must always pass by rules until then"),
         ("events", "remove it; read events with `ztseg events -f` until then"),
         ("metrics", "remove it; read counters with `ztseg status` until then"),
         ("fleet", "remove it; name members on other machines by `addresses` until then"),
     ],
 };
+
+const FAILSAFE: Shape =
+    Shape { what: "`failsafe`", fields: &["inbound", "outbound", "units"], later: &[] };
 
 const CAPACITY: Shape =
     Shape { what: "`capacity`", fields: &["flows", "verdicts", "peers", "workloads"], later: &[] };
@@ -170,6 +178,23 @@ impl Config {
             let words = [("keep", OnExit::Keep), ("detach", OnExit::Detach)];
             self.on_exit = cx.choice(node, "`onExit`", &words).unwrap_or_default();
         }
+        if let Some(node) = fields.get("failsafe")
+            && let Some(fields) = Fields::read(cx, node, &FAILSAFE, "`{ inbound: [\"tcp:22\"] }`")
+        {
+            let Failsafe { inbound, outbound, units } = &mut self.failsafe;
+            for (key, list) in [("inbound", inbound), ("outbound", outbound)] {
+                let Some(node) = fields.get(key) else { continue };
+                let Some(items) = cx.list(node, &format!("`{key}`"), "`[\"tcp:22\"]`") else {
+                    continue;
+                };
+                *list = items.iter().filter_map(|n| opening(cx, n, key)).collect();
+            }
+            if let Some(node) = fields.get("units")
+                && let Some(items) = cx.list(node, "`units`", "`[ssh.service]`")
+            {
+                *units = items.iter().filter_map(|n| selector::unit(cx, n)).collect();
+            }
+        }
         if let Some(node) = fields.get("capacity")
             && let Some(fields) = Fields::read(cx, node, &CAPACITY, "`{ flows: 131072 }`")
         {
@@ -189,13 +214,23 @@ impl Config {
 
     /// The settings as a file that gives them.
     pub fn to_yaml(&self) -> String {
-        let Self { cgroup_root, bpffs, state_dir, socket, policies, on_exit, capacity } = self;
+        let Self { cgroup_root, bpffs, state_dir, socket, policies, on_exit, failsafe, capacity } =
+            self;
         let root = cgroup_root.as_deref().map_or_else(|| "auto".to_owned(), scalar);
         let policies: Vec<_> = policies.iter().map(|p| scalar(p)).collect();
         let on_exit = match on_exit {
             OnExit::Keep => "keep",
             OnExit::Detach => "detach",
         };
+        let openings = |list: &[Opening]| {
+            list.iter().map(|o| format!("\"{o}\"")).collect::<Vec<_>>().join(", ")
+        };
+        let failsafe = format!(
+            "{{ inbound: [{}], outbound: [{}], units: [{}] }}",
+            openings(&failsafe.inbound),
+            openings(&failsafe.outbound),
+            failsafe.units.iter().map(|u| quoted(u)).collect::<Vec<_>>().join(", "),
+        );
         let Capacity { flows, verdicts, peers, workloads } = capacity;
         let mut out = String::new();
         for (key, value) in [
@@ -207,6 +242,7 @@ impl Config {
             ("unmanaged", "allow".to_owned()),
             ("onExit", on_exit.to_owned()),
             ("boot", "open".to_owned()),
+            ("failsafe", failsafe),
         ] {
             // Writing to a string does not fail.
             let _ = writeln!(out, "{key}: {value}");
@@ -226,7 +262,22 @@ fn scalar(path: &Path) -> String {
     if text.starts_with('/') && text.chars().all(plain) {
         return text.into_owned();
     }
+    quoted(&text)
+}
+
+fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
+}
+
+fn opening(cx: &mut Context<'_>, node: &Node, list: &str) -> Option<Opening> {
+    let text = cx.text(node, &format!("an entry of `{list}`"), "`\"tcp:22\"`")?;
+    match Opening::parse(text.value) {
+        Ok(opening) => Some(opening),
+        Err(e) => {
+            cx.error(text.span, e.message, &e.help);
+            None
+        }
+    }
 }
 
 fn path(cx: &mut Context<'_>, node: &Node, what: &str, example: &str) -> Option<PathBuf> {
@@ -285,6 +336,11 @@ mod tests {
             socket: "/run/other.sock".into(),
             policies: vec!["/etc/a b".into(), "/etc/c".into()],
             on_exit: OnExit::Detach,
+            failsafe: Failsafe {
+                inbound: vec![],
+                outbound: vec![Opening::parse("tcp:[2001:db8::/32]:443").expect("read")],
+                units: vec!["getty@*.service".into()],
+            },
             capacity: Capacity { flows: 1024, verdicts: 1 << 24, peers: 2048, workloads: 64 },
         };
         assert_eq!(read(&other.to_yaml()), Ok(other));
@@ -317,6 +373,27 @@ config.yaml:8:49: error: `capacity.peers` is 16777217, which is out of range; wr
 config.yaml:8:70: error: `capacity.workloads` is `-1`, which is not a number; write 64 to 1048576; the default is 16384
 config.yaml:9:11: error: `stateDir` is a list, but must be a single value; write `/var/lib/ztseg`";
         assert_eq!(read(text).expect_err("is refused"), expected);
+    }
+
+    #[test]
+    fn failsafe_lists_replace_their_defaults_one_by_one() {
+        let of = |text: &str| read(text).expect("read").failsafe;
+        assert_eq!(of("failsafe: {}\n"), Failsafe::default());
+        let some = of("failsafe: { inbound: [tcp:2222, \"udp:[2001:db8::/32]:68\"] }\n");
+        let inbound: Vec<_> = some.inbound.iter().map(ToString::to_string).collect();
+        assert_eq!(inbound, ["tcp:2222", "udp:[2001:db8::/32]:68"]);
+        assert_eq!(some.outbound, Failsafe::default().outbound);
+        assert!(of("failsafe: { inbound: [], outbound: [] }\n").is_off());
+        assert_eq!(of("failsafe: { units: [] }\n").units, [""; 0]);
+        let wrong =
+            "failsafe: { inbound: [22, 'tcp:::1:22', tcp:0], units: [ssh], outbuond: [] }\n";
+        let expected = "\
+config.yaml:1:24: error: `22` is not a port; write the protocol too: `\"tcp:22\"` or `\"udp:22\"`
+config.yaml:1:28: error: `tcp:::1:22` is not a port; write IPv6 in brackets: `\"tcp:[2001:db8::/32]:22\"`
+config.yaml:1:42: error: port `0` in `tcp:0` is out of range; ports are 1 to 65535
+config.yaml:1:57: error: the unit's name `ssh` has no kind; write `ssh.service`
+config.yaml:1:63: error: unknown field `outbuond` in `failsafe`; did you mean `outbound`?";
+        assert_eq!(read(wrong).expect_err("is refused"), expected);
     }
 
     #[test]

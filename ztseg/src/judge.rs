@@ -251,6 +251,7 @@ mod tests {
             to,
             ports: vec![PortRange { protocol: Some(proto::TCP), first: 5432, last: 5432 }],
             position: Position { file: "shop.yaml".into(), line: 9, column: 7 },
+            built_in: None,
         }
     }
 
@@ -279,6 +280,7 @@ mod tests {
                 rule("no-stage", Action::Deny, side(STAGE), side(DB)),
                 rule("web-to-db", Action::Allow, side(WEB), side(DB)),
             ],
+            failsafe: None,
         }
     }
 

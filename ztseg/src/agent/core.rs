@@ -24,6 +24,7 @@ use crate::events::log::EventLog;
 use crate::events::names::{Names, WorkloadName};
 use crate::image::Image;
 use crate::inventory::{Change, InterfaceFacts, Inventory};
+use crate::policy::failsafe::Failsafe;
 use crate::policy::resolved::Resolved;
 use crate::policy::source::Source;
 
@@ -37,6 +38,8 @@ pub struct Options {
     pub audit: bool,
     /// Ceilings.
     pub capacity: Capacity,
+    /// What stays open for the host.
+    pub failsafe: Failsafe,
     /// To show.
     pub cgroup_root: PathBuf,
     /// To show.
@@ -181,17 +184,18 @@ impl<E: Enforcer> Core<E> {
     }
 
     fn try_apply(&mut self, files: &PolicyFiles, origin: Origin) -> Result<Applied, String> {
-        let Options { audit, capacity, .. } = &self.options;
-        let prepared = prepare::prepare(&files.sources, *audit, &self.inventory, capacity)?;
+        let Options { audit, capacity, failsafe, .. } = &self.options;
+        let prepared =
+            prepare::prepare(&files.sources, *audit, failsafe, &self.inventory, capacity)?;
         let committed = self.enforcer.commit(&prepared.image).map_err(|e| full(&e))?;
         self.accept(committed.generation, prepared, origin, files);
         let members = self.inventory.memberships();
         Ok(Applied {
             generation: committed.generation,
             files: files.sources.len(),
-            segments: self.running.resolved.segments.len(),
-            rules: self.running.resolved.rules.len(),
-            workloads: members.filter(|m| !m.segments.is_empty()).count(),
+            segments: self.running.resolved.own_segments(),
+            rules: self.running.resolved.own_rules(),
+            workloads: members.filter(|m| self.running.resolved.has_own(&m.segments)).count(),
             warnings: files.warnings.clone(),
         })
     }
@@ -405,7 +409,11 @@ impl<E: Enforcer> Core<E> {
 
 /// The inventory's view of interfaces.
 pub fn interface_facts(interfaces: &[Interface]) -> Vec<InterfaceFacts> {
-    let facts = |i: &Interface| InterfaceFacts { ifindex: i.index, name: i.name.clone() };
+    let facts = |i: &Interface| InterfaceFacts {
+        ifindex: i.index,
+        name: i.name.clone(),
+        host_side: i.side() == InterfaceSide::Host,
+    };
     interfaces.iter().map(facts).collect()
 }
 
@@ -419,15 +427,7 @@ fn workload_name(
     name: &str,
     segments: &crate::image::SegmentSet,
 ) -> WorkloadName {
-    WorkloadName { name: name.to_owned(), segments: resolved_names(resolved, segments) }
-}
-
-pub(super) fn resolved_names(
-    resolved: &Resolved,
-    segments: &crate::image::SegmentSet,
-) -> Vec<String> {
-    let segments = segments.iter().filter_map(|id| resolved.segments.get(id.0 as usize));
-    segments.map(|s| s.name.clone()).collect()
+    WorkloadName { name: name.to_owned(), segments: resolved.names(segments) }
 }
 
 /// An error with its causes.

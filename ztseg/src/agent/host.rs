@@ -91,7 +91,8 @@ pub fn agent<E: Enforcer>(
         inventory.insert_cgroup(facts);
     }
     inventory.set_interfaces(interface_facts(&interfaces));
-    let prepared = prepare(&files.sources, settings.audit, &inventory, &config.capacity)
+    let failsafe = &config.failsafe;
+    let prepared = prepare(&files.sources, settings.audit, failsafe, &inventory, &config.capacity)
         .map_err(StartError::Input)?;
 
     let options = Options {
@@ -105,6 +106,7 @@ pub fn agent<E: Enforcer>(
     let core_options = CoreOptions {
         audit: settings.audit,
         capacity: config.capacity,
+        failsafe: failsafe.clone(),
         cgroup_root: root.path,
         bpffs: config.bpffs.clone(),
     };

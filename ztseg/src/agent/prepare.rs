@@ -6,6 +6,7 @@ use crate::datapath::Capacity;
 use crate::image::Image;
 use crate::inventory::{Inventory, Membership};
 use crate::policy::compile::compile;
+use crate::policy::failsafe::Failsafe;
 use crate::policy::load;
 use crate::policy::resolved::{Isolation, Mode, Resolved};
 use crate::policy::source::Source;
@@ -22,13 +23,14 @@ pub struct Prepared {
 }
 
 /// Loads, resolves and compiles `sources` for the workloads in `inventory`; with `audit` as if
-/// every rule and segment were in audit mode.
+/// every rule and segment were in audit mode. What `failsafe` opens comes before all of it.
 ///
 /// # Errors
 /// Everything that is wrong, as text for people.
 pub fn prepare(
     sources: &[Source],
     audit: bool,
+    failsafe: &Failsafe,
     inventory: &Inventory,
     capacity: &Capacity,
 ) -> Result<Prepared, String> {
@@ -36,6 +38,7 @@ pub fn prepare(
     if audit {
         audit_everything(&mut resolved);
     }
+    failsafe.add_to(&mut resolved);
     let mut inventory = inventory.clone();
     inventory.set_policy(&resolved);
     let image = build(&resolved, &inventory, capacity)?;
@@ -87,7 +90,9 @@ spec:
 ";
         let source = Source { name: "t".into(), text: text.into() };
         let capacity = Capacity::default();
-        let prepared = prepare(&[source], true, &Inventory::new(), &capacity).expect("valid");
+        let failsafe = Failsafe::off();
+        let prepared =
+            prepare(&[source], true, &failsafe, &Inventory::new(), &capacity).expect("valid");
         assert_eq!(prepared.resolved.rules[0].mode, Mode::Audit);
         let web = &prepared.resolved.segments[0];
         assert_eq!((web.ingress, web.egress), (Isolation::Audit, Isolation::Open));
@@ -96,7 +101,8 @@ spec:
     #[test]
     fn a_bad_policy_is_refused_with_its_place() {
         let source = Source { name: "bad.yaml".into(), text: "kind: Nonsense".into() };
-        let error = prepare(&[source], false, &Inventory::new(), &Capacity::default());
+        let error =
+            prepare(&[source], false, &Failsafe::off(), &Inventory::new(), &Capacity::default());
         assert!(error.expect_err("refused").contains("bad.yaml"));
     }
 }

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::core::{Core, kind_of, resolved_names};
+use super::core::{Core, kind_of};
 use super::enforcer::Enforcer;
 use super::limits::limits;
-use crate::api::types::{Fill, Map, Program, Status, WorkloadInfo};
+use crate::api::types::{self, Fill, Map, Program, Status, WorkloadInfo};
 use crate::discover::cgroups::WatchMode;
+use crate::inventory::Membership;
+use crate::policy::failsafe::{Failsafe, Opening};
 
 impl<E: Enforcer> Core<E> {
     /// The whole state.
@@ -28,10 +30,13 @@ impl<E: Enforcer> Core<E> {
             ask("maps", &e);
             Vec::new()
         });
-        let mut by_segment: BTreeMap<String, usize> =
-            running.resolved.segments.iter().map(|s| (s.name.clone(), 0)).collect();
+        let mut by_segment: BTreeMap<String, usize> = running.resolved.segments
+            [..running.resolved.own_segments()]
+            .iter()
+            .map(|s| (s.name.clone(), 0))
+            .collect();
         for member in self.inventory.memberships() {
-            for name in resolved_names(&running.resolved, &member.segments) {
+            for name in running.resolved.names(&member.segments) {
                 *by_segment.entry(name).or_default() += 1;
             }
         }
@@ -48,8 +53,9 @@ impl<E: Enforcer> Core<E> {
             audit: self.options.audit,
             origin: running.origin,
             policies: running.files.clone(),
-            segments: running.resolved.segments.len(),
-            rules: running.resolved.rules.len(),
+            segments: running.resolved.own_segments(),
+            rules: running.resolved.own_rules(),
+            failsafe: self.failsafe(),
             warnings,
             last_error: self.policy_error.clone().or_else(|| self.workload_error.clone()),
             workloads_by_segment: by_segment,
@@ -87,15 +93,32 @@ impl<E: Enforcer> Core<E> {
         }
     }
 
+    /// What stays open, and for which of this host's workloads.
+    fn failsafe(&self) -> types::Failsafe {
+        let Failsafe { inbound, outbound, units } = &self.options.failsafe;
+        let texts = |list: &[Opening]| list.iter().map(ToString::to_string).collect();
+        let id = self.running.resolved.failsafe;
+        let has = |m: &&Membership| id.is_some_and(|id| m.segments.contains(&id));
+        let mut workloads: Vec<_> =
+            self.inventory.memberships().filter(has).map(|m| m.name.clone()).collect();
+        workloads.sort();
+        types::Failsafe {
+            inbound: texts(inbound),
+            outbound: texts(outbound),
+            units: units.clone(),
+            workloads,
+        }
+    }
+
     /// The workloads, sorted by name.
     pub fn workloads(&self) -> Vec<WorkloadInfo> {
-        let info = |member: &crate::inventory::Membership| {
+        let info = |member: &Membership| {
             let (kind, id) = kind_of(member.key);
             WorkloadInfo {
                 name: member.name.clone(),
                 kind: kind.into(),
                 id,
-                segments: resolved_names(&self.running.resolved, &member.segments),
+                segments: self.running.resolved.names(&member.segments),
             }
         };
         let mut list: Vec<_> = self.inventory.memberships().map(info).collect();

@@ -20,6 +20,7 @@ use crate::discover::cgroups::{CgroupEvent, WatchMode};
 use crate::discover::interfaces::Interface;
 use crate::events::log::EventLog;
 use crate::inventory::{CgroupFacts, Inventory};
+use crate::policy::failsafe::Failsafe;
 use crate::policy::source::Source;
 
 const POLICY: &str = "
@@ -64,11 +65,13 @@ fn core_with(capacity: Capacity, cgroups: &[CgroupFacts]) -> (Core<Fake>, Fake) 
         inventory.insert_cgroup(facts.clone());
     }
     let files = files(POLICY);
-    let prepared = prepare(&files.sources, false, &inventory, &capacity).expect("valid");
+    let prepared =
+        prepare(&files.sources, false, &Failsafe::off(), &inventory, &capacity).expect("valid");
     let found = Found { inventory, interfaces: vec![], watch: WatchMode::Notified };
     let options = Options {
         audit: false,
         capacity,
+        failsafe: Failsafe::off(),
         cgroup_root: Path::new("/cg").into(),
         bpffs: Path::new("/pins").into(),
     };

@@ -222,6 +222,20 @@ pub enum Origin {
     Sent,
 }
 
+/// What stays open for the host itself whatever the policy says; nothing where a list is empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failsafe {
+    /// Ports that peers reach, as the configuration has them: `tcp:22`.
+    pub inbound: Vec<String>,
+    /// Ports of peers that are reached.
+    pub outbound: Vec<String>,
+    /// The units that have the same as the host.
+    pub units: Vec<String>,
+    /// The workloads that have it now: the host, units that are there, the host's side of
+    /// interfaces.
+    pub workloads: Vec<String>,
+}
+
 /// The agent's state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -250,6 +264,9 @@ pub struct Status {
     pub segments: usize,
     /// Rules in the policy.
     pub rules: usize,
+    /// What stays open whatever the policy says.
+    #[serde(default)]
+    pub failsafe: Failsafe,
     /// What should be looked at though it is no error.
     pub warnings: Vec<String>,
     /// What went wrong last; gone when it went well again.

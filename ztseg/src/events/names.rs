@@ -138,8 +138,7 @@ impl Names {
 
 impl Generation {
     fn names<'a>(&self, ids: impl Iterator<Item = &'a SegmentId>) -> Vec<String> {
-        let segments = ids.filter_map(|id| self.policy.segments.get(id.0 as usize));
-        segments.map(|s| s.name.clone()).collect()
+        self.policy.names(ids)
     }
 }
 

@@ -37,6 +37,8 @@ pub struct InterfaceFacts {
     pub ifindex: u32,
     /// Its name.
     pub name: String,
+    /// Its workload is this host's side of it, as of a network card.
+    pub host_side: bool,
 }
 
 /// A workload and the segments that it is in.
@@ -85,7 +87,7 @@ struct Member {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Source {
     Cgroup { path: String, level: u32 },
-    Interface { name: String },
+    Interface { name: String, host_side: bool },
 }
 
 /// The inventory of this host.
@@ -127,8 +129,8 @@ impl Inventory {
     ) -> Vec<Change> {
         let mut old = std::mem::take(&mut self.interfaces);
         let mut changes = Vec::new();
-        for InterfaceFacts { ifindex, name } in interfaces {
-            let source = Source::Interface { name };
+        for InterfaceFacts { ifindex, name, host_side } in interfaces {
+            let source = Source::Interface { name, host_side };
             let member = old.remove(&ifindex).unwrap_or_else(|| Member::new(source.clone()));
             let member = self.interfaces.entry(ifindex).or_insert(member);
             member.source = source;
@@ -191,8 +193,8 @@ impl Member {
                 let name = if path.trim_matches('/').is_empty() { "host" } else { path };
                 workload.then(|| (name.to_owned(), Some(*level), segments))
             }
-            Source::Interface { name } => {
-                let segments = selectors.interface(name);
+            Source::Interface { name, host_side } => {
+                let segments = selectors.interface(name, *host_side);
                 (!segments.is_empty()).then(|| (format!("interface:{name}"), None, segments))
             }
         };

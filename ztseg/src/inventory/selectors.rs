@@ -55,6 +55,8 @@ pub(super) struct Selectors {
     conditions: Vec<Condition>,
     interfaces: GlobIndex<Vec<SegmentId>>,
     host: SegmentSet,
+    /// [`Resolved::failsafe`]
+    failsafe: Option<SegmentId>,
 }
 
 impl Default for Selectors {
@@ -65,13 +67,14 @@ impl Default for Selectors {
             conditions: Vec::new(),
             interfaces: GlobIndex::default(),
             host: SegmentSet::new(),
+            failsafe: None,
         }
     }
 }
 
 impl Selectors {
     pub(super) fn new(resolved: &Resolved) -> Self {
-        let mut selectors = Self::default();
+        let mut selectors = Self { failsafe: resolved.failsafe, ..Self::default() };
         for (index, segment) in resolved.segments.iter().enumerate() {
             // A policy of more than 2^32 segments fits no memory.
             let id = SegmentId(u32::try_from(index).unwrap_or(u32::MAX));
@@ -163,10 +166,13 @@ impl Selectors {
         Placement { segments: walk.segments, workload }
     }
 
-    /// The segments of an interface.
-    pub(super) fn interface(&self, name: &str) -> SegmentSet {
+    /// The segments of an interface. The host's side of one is the host, as far as failsafe goes.
+    pub(super) fn interface(&self, name: &str, host_side: bool) -> SegmentSet {
         let mut segments = SegmentSet::new();
         self.interfaces.matching(name, |list| segments.extend(list));
+        if host_side && !segments.is_empty() {
+            segments.extend(self.failsafe);
+        }
         segments
     }
 }

@@ -1,8 +1,9 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::policy::failsafe::Failsafe;
 use crate::policy::generate::{seed, seeded};
-use crate::policy::resolved::{Isolation, Segment, Selector};
+use crate::policy::resolved::{Isolation, Segment, SegmentId, Selector};
 use crate::policy::source::Position;
 
 fn segment(name: &str, selectors: Vec<Selector>) -> Segment {
@@ -20,7 +21,7 @@ fn segment(name: &str, selectors: Vec<Selector>) -> Segment {
 fn policy(selectors: Vec<Selector>) -> Resolved {
     let segments =
         selectors.into_iter().enumerate().map(|(i, s)| segment(&format!("s{i}"), vec![s]));
-    Resolved { segments: segments.collect(), rules: Vec::new() }
+    Resolved { segments: segments.collect(), rules: Vec::new(), failsafe: None }
 }
 
 fn cgroup(pattern: &str) -> Selector {
@@ -34,6 +35,37 @@ fn interface(pattern: &str) -> Selector {
 fn facts(id: u64, path: &str) -> CgroupFacts {
     let level = u32::try_from(path.split('/').filter(|c| !c.is_empty()).count()).unwrap();
     CgroupFacts { id, path: path.into(), level }
+}
+
+#[test]
+fn failsafe_is_for_the_host_the_units_and_the_hosts_side_of_named_interfaces() {
+    let mut resolved = policy(vec![interface("*"), cgroup("/system.slice/**/inner")]);
+    resolved.segments[0].selectors[0].interface = Some("e*".into());
+    let failsafe = Failsafe { units: vec!["ssh.service".into()], ..Failsafe::default() };
+    failsafe.add_to(&mut resolved);
+    let id = resolved.failsafe.expect("some");
+    let mut inventory = Inventory::new();
+    inventory.set_policy(&resolved);
+    for (n, (path, open)) in (1..).zip([
+        ("/", true),
+        ("/system.slice/ssh.service", true),
+        // A part of the unit.
+        ("/system.slice/ssh.service/inner", true),
+        ("/system.slice/cron.service", false),
+        ("/user.slice/user-1000.slice/user@1000.service/ssh.service", false),
+        ("/shop/ssh.service", false),
+    ]) {
+        inventory.insert_cgroup(facts(n, path));
+        let found = inventory.get(n).is_some_and(|m| m.segments.contains(&id));
+        assert_eq!(found, open, "{path}");
+    }
+    let eth =
+        |ifindex, name: &str, host_side| InterfaceFacts { ifindex, name: name.into(), host_side };
+    inventory.set_interfaces([eth(1, "eth0", true), eth(2, "e-tap", false), eth(3, "wlan0", true)]);
+    let of = |ifindex| inventory.get(workload_interface(ifindex)).map(|m| m.segments.clone());
+    assert_eq!(of(1), Some([SegmentId(0), id].into()));
+    assert_eq!(of(2), Some([SegmentId(0)].into()));
+    assert_eq!(of(3), None);
 }
 
 #[test]
@@ -63,7 +95,7 @@ fn each_fact_tells_what_it_changes() {
 fn interfaces_are_workloads_where_a_segment_names_them() {
     let mut inventory = Inventory::new();
     inventory.set_policy(&policy(vec![interface("tap-web*"), interface("tap-*")]));
-    let eth = |ifindex, name: &str| InterfaceFacts { ifindex, name: name.into() };
+    let eth = |ifindex, name: &str| InterfaceFacts { ifindex, name: name.into(), host_side: false };
     let changes = inventory.set_interfaces([eth(1, "lo"), eth(2, "tap-web1"), eth(3, "tap-db")]);
     let names: Vec<_> = inventory.memberships().map(|m| m.name.as_str()).collect();
     assert_eq!((changes.len(), names), (2, vec!["interface:tap-web1", "interface:tap-db"]));
@@ -123,6 +155,7 @@ fn the_incremental_result_is_the_result_from_scratch() {
                     let eth = |i: u32, rng: &mut fastrand::Rng| InterfaceFacts {
                         ifindex: i,
                         name: ["eth0", "eth1", "tap-x"][rng.usize(0..3)].into(),
+                        host_side: false,
                     };
                     interfaces = (0..rng.u32(0..5)).map(|i| eth(i, &mut rng)).collect();
                     inventory.set_interfaces(interfaces.clone())

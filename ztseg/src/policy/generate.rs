@@ -14,6 +14,7 @@ use ztseg_common::addr::proto;
 use ztseg_common::key::{WorkloadKey, workload_interface};
 use ztseg_common::verdict::Direction;
 
+use super::failsafe::{Failsafe, Opening};
 use super::oracle::PeerFacts;
 use super::resolved::{
     Action, Isolation, Mode, Network, PortRange, Resolved, Rule, Segment, SegmentId, Selector,
@@ -142,7 +143,7 @@ impl Question {
 pub fn world(rng: &mut Rng) -> World {
     let count = rng.u32(0..7);
     let segments: Vec<Segment> = (0..count).map(|i| segment(rng, i)).collect();
-    let workloads = (1..=rng.u32(1..9)).map(|i| membership(rng, i, count)).collect();
+    let mut workloads: Vec<_> = (1..=rng.u32(1..9)).map(|i| membership(rng, i, count)).collect();
     let mut rules: Vec<Rule> = (0..rng.usize(0..20)).filter_map(|_| rule(rng, count)).collect();
     // The order of evaluation: tiers in their order; application tier: denies, then allows.
     rules.sort_by_key(|r| {
@@ -151,7 +152,16 @@ pub fn world(rng: &mut Rng) -> World {
     for (i, rule) in rules.iter_mut().enumerate() {
         rule.name = format!("p/rule-{i}");
     }
-    World { resolved: Resolved { segments, rules }, workloads }
+    let mut resolved = Resolved { segments, rules, failsafe: None };
+    if rng.bool() {
+        failsafe(rng).add_to(&mut resolved);
+        if let Some(id) = resolved.failsafe {
+            for workload in workloads.iter_mut().filter(|_| rng.bool()) {
+                workload.segments.insert(id);
+            }
+        }
+    }
+    World { resolved, workloads }
 }
 
 /// A random flow at a random workload.
@@ -199,6 +209,7 @@ pub fn large(rng: &mut Rng, segments: u32, rules: usize, addresses: u32) -> Worl
             to: side(rng),
             ports: vec![PortRange { protocol: Some(proto::TCP), first: port, last: port }],
             position: position(),
+            built_in: None,
         };
         if i % 10 == 0 {
             let share = (addresses as usize).div_ceil(with_networks);
@@ -251,6 +262,23 @@ fn membership(rng: &mut Rng, index: u32, segments: u32) -> Membership {
     }
 }
 
+/// What stays open, whatever the policy says.
+fn failsafe(rng: &mut Rng) -> Failsafe {
+    let opening = |rng: &mut Rng| {
+        let protocol = pick(rng, &["tcp", "udp", "sctp"]);
+        let port = pick(rng, &PORTS).max(1);
+        let text = match (rng.bool(), net(rng)) {
+            (true, _) => format!("{protocol}:{port}"),
+            (false, IpNet::V4(net)) => format!("{protocol}:{net}:{port}"),
+            (false, IpNet::V6(net)) => format!("{protocol}:[{net}]:{port}"),
+        };
+        // An IPv4-mapped network is refused.
+        Opening::parse(&text).ok()
+    };
+    let mut openings = || (0..rng.usize(0..4)).filter_map(|_| opening(rng)).collect();
+    Failsafe { inbound: openings(), outbound: openings(), units: Vec::new() }
+}
+
 /// A rule, unless neither of its sides makes a subject.
 fn rule(rng: &mut Rng, segments: u32) -> Option<Rule> {
     let tier = pick(rng, &[Tier::Application, Tier::Application, Tier::Admin, Tier::Baseline]);
@@ -270,6 +298,7 @@ fn rule(rng: &mut Rng, segments: u32) -> Option<Rule> {
         to,
         ports: (0..rng.usize(1..3)).map(|_| ports(rng)).collect(),
         position: position(),
+        built_in: None,
     })
 }
 

@@ -4,6 +4,7 @@
 
 pub mod compile;
 pub mod diagnostic;
+pub mod failsafe;
 #[cfg(any(test, feature = "generate"))]
 pub mod generate;
 pub mod model;

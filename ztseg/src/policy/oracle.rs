@@ -49,6 +49,17 @@ pub fn decide(
     protocol: u8,
     port: u16,
 ) -> OracleDecision {
+    let isolation: Vec<Isolation> = subject
+        .iter()
+        .filter_map(|id| resolved.segments.get(id.0 as usize))
+        .map(|s| if direction == Direction::Ingress { s.ingress } else { s.egress })
+        .collect();
+    // What no policy concerns needs no way out of it.
+    let concerned = isolation.iter().any(|i| *i != Isolation::Open)
+        || resolved.rules.iter().any(|rule| {
+            let mine = if direction == Direction::Ingress { &rule.to } else { &rule.from };
+            rule.built_in.is_none() && is_subject(mine, subject)
+        });
     let matching: Vec<(usize, &Rule)> = resolved
         .rules
         .iter()
@@ -59,14 +70,10 @@ pub fn decide(
                 Direction::Ingress => (&rule.to, &rule.from),
             };
             is_subject(mine, subject)
+                && rule.built_in.is_none_or(|at| at == direction && concerned)
                 && is_peer(resolved, rule, theirs, peer, direction)
                 && rule.ports.iter().any(|p| p.contains(protocol, port))
         })
-        .collect();
-    let isolation: Vec<Isolation> = subject
-        .iter()
-        .filter_map(|id| resolved.segments.get(id.0 as usize))
-        .map(|s| if direction == Direction::Ingress { s.ingress } else { s.egress })
         .collect();
 
     let enforced: Vec<_> = matching
@@ -172,6 +179,7 @@ mod tests {
             to,
             ports: vec![PortRange { protocol: Some(6), first: 80, last: 80 }],
             position: position(),
+            built_in: None,
         }
     }
 
@@ -190,7 +198,7 @@ mod tests {
             position: position(),
         };
         let segments = vec![segment("web", &[]), segment("db", &["192.0.2.0/24"])];
-        Resolved { segments, rules }
+        Resolved { segments, rules, failsafe: None }
     }
 
     fn peer(known: Option<u32>, address: &str) -> PeerFacts {

@@ -45,7 +45,7 @@ pub fn resolve(
         tests.extend(policy.tests.iter().filter_map(|test| resolver.test(test)));
     }
     deny.append(&mut allow);
-    (Resolved { segments, rules: deny }, tests)
+    (Resolved { segments, rules: deny, failsafe: None }, tests)
 }
 
 /// A name's definition.
@@ -189,6 +189,7 @@ impl<'a> Resolver<'a> {
             to,
             ports: rule.ports.clone(),
             position: rule.span.position(self.sources),
+            built_in: None,
         }
     }
 

@@ -6,6 +6,7 @@
 
 use ipnet::IpNet;
 pub use ztseg_common::value::{Action, Isolation, Tier};
+use ztseg_common::verdict::Direction;
 
 use super::source::Position;
 
@@ -29,8 +30,35 @@ pub struct Resolved {
     /// By [`SegmentId`].
     pub segments: Vec<Segment>,
     /// In the order of evaluation: tiers in their order; application tier: all denies in file
-    /// order, then all allows.
+    /// order, then all allows. Before all of them, those that are built in.
     pub rules: Vec<Rule>,
+    /// The segment that the built-in rules are for ([`super::failsafe`]); the last one. The host's
+    /// side of an interface is in it, too, where another segment names the interface.
+    pub failsafe: Option<SegmentId>,
+}
+
+impl Resolved {
+    /// Number of segments, the built-in one not counted.
+    pub fn own_segments(&self) -> usize {
+        self.segments.len() - usize::from(self.failsafe.is_some())
+    }
+
+    /// Number of rules, built-in ones not counted.
+    pub fn own_rules(&self) -> usize {
+        self.rules.iter().filter(|rule| rule.built_in.is_none()).count()
+    }
+
+    /// Whether a set of segments has one that a policy defines.
+    pub fn has_own<'a>(&self, set: impl IntoIterator<Item = &'a SegmentId>) -> bool {
+        set.into_iter().any(|id| Some(*id) != self.failsafe)
+    }
+
+    /// The names of those segments that policies define.
+    pub fn names<'a>(&self, set: impl IntoIterator<Item = &'a SegmentId>) -> Vec<String> {
+        let own = set.into_iter().filter(|id| Some(**id) != self.failsafe);
+        let segments = own.filter_map(|id| self.segments.get(id.0 as usize));
+        segments.map(|s| s.name.clone()).collect()
+    }
 }
 
 /// A segment.
@@ -87,6 +115,10 @@ pub struct Rule {
     pub ports: Vec<PortRange>,
     /// Where it is defined.
     pub position: Position,
+    /// A rule of ztseg's own ([`super::failsafe`]): it holds at the end of the built-in segment
+    /// alone, which is this direction there, and only for workloads that a segment or a rule of
+    /// some policy concerns in this direction.
+    pub built_in: Option<Direction>,
 }
 
 /// One side of a rule: a union.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::safe;
 use super::table::{bytes, table};
-use crate::api::types::{Origin, Status};
+use crate::api::types::{Failsafe, Origin, Status};
 
 /// The status as text of several lines.
 pub fn text(status: &Status) -> String {
@@ -27,6 +27,9 @@ pub fn text(status: &Status) -> String {
     field("policy", &format!("{} segments, {} rules{origin}", status.segments, status.rules));
     for file in &status.policies {
         field("  file", file);
+    }
+    for line in failsafe(&status.failsafe) {
+        field("failsafe", &line);
     }
     field("cgroup root", &status.cgroup_root);
     field("pins", &status.bpffs);
@@ -57,6 +60,23 @@ pub fn text(status: &Status) -> String {
         let _ = writeln!(out, "  {}: {}; {}", limit.id, safe(&limit.what), safe(&limit.instead));
     }
     out
+}
+
+/// What stays open, a line for each direction, and for whom.
+fn failsafe(failsafe: &Failsafe) -> Vec<String> {
+    let Failsafe { inbound, outbound, workloads, .. } = failsafe;
+    if inbound.is_empty() && outbound.is_empty() {
+        return vec!["off: no port stays open for the host whatever the policy says".into()];
+    }
+    let line = |name: &str, list: &[String], says: &str| match list {
+        [] => format!("{name} off"),
+        some => format!("{name} {} always {says}", some.join(", ")),
+    };
+    vec![
+        line("inbound", inbound, "reached"),
+        line("outbound", outbound, "allowed"),
+        format!("for {}", workloads.join(", ")),
+    ]
 }
 
 fn seconds(at: jiff::Timestamp) -> String {
@@ -99,6 +119,26 @@ fn maps(status: &Status) -> String {
 mod tests {
     use super::*;
     use crate::api::types::{Fill, Limit, Map, Problem, Program};
+
+    #[test]
+    fn failsafe_says_what_is_open_and_for_whom() {
+        let list = |l: &[&str]| l.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        let off = text(&Status::default());
+        assert!(off.contains("failsafe:       off: no port"), "{off}");
+        let failsafe = Failsafe {
+            inbound: list(&["tcp:22", "udp:68"]),
+            workloads: list(&["host", "/system.slice/ssh.service"]),
+            ..Failsafe::default()
+        };
+        let some = text(&Status { failsafe, ..Status::default() });
+        for part in [
+            "failsafe:       inbound tcp:22, udp:68 always reached\n",
+            "failsafe:       outbound off\n",
+            "failsafe:       for host, /system.slice/ssh.service\n",
+        ] {
+            assert!(some.contains(part), "{part:?} in:\n{some}");
+        }
+    }
 
     #[test]
     fn everything_in_it_is_shown() {

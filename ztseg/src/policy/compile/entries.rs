@@ -4,7 +4,7 @@ use rustc_hash::FxHashMap;
 use ztseg_common::key::{
     EntryKey, IDENTITY_NOBODY, PORT_ANY, PeerKind, SHAPES, SUBJECT_ANY, SUBJECT_UNMANAGED,
 };
-use ztseg_common::value::{Action, Entry, Subject};
+use ztseg_common::value::{Action, Entry, Isolation, Subject};
 use ztseg_common::verdict::Direction;
 
 use super::addresses::Addresses;
@@ -12,7 +12,7 @@ use super::ports::Ports;
 use super::segments::{Identities, Subjects};
 use super::sides::{RuleSides, SideRef, Sides};
 use super::{CompileError, Largest, Needed, number};
-use crate::policy::resolved::{Mode, Resolved, Rule};
+use crate::policy::resolved::{Mode, Resolved, Rule, SegmentId};
 
 /// Steps after which a policy is refused: some seconds of work.
 const MAX_STEPS: u64 = 1 << 27;
@@ -54,13 +54,13 @@ impl Classes<'_> {
         limit: u32,
     ) -> Result<(FxHashMap<EntryKey, Entry>, Vec<Subject>), CompileError> {
         let subjects_of = self.subjects_of();
+        let built_in = self.built_in_subjects(resolved, &subjects_of);
+        let ends = |rule: &Rule, sides| self.ends(rule, sides, &subjects_of, &built_in);
         let mut total = 0u64;
         let mut largest: Option<Largest> = None;
         for (rule, sides) in resolved.rules.iter().zip(&self.sides.rules) {
-            let entries = self
-                .ends(rule, sides, &subjects_of)
-                .iter()
-                .fold(0u64, |sum, end| sum.saturating_add(end.steps()));
+            let entries =
+                ends(rule, sides).iter().fold(0u64, |sum, end| sum.saturating_add(end.steps()));
             total = total.saturating_add(entries);
             if largest.as_ref().is_none_or(|l| l.entries < entries) {
                 largest = Some(Largest { rule: rule.name.clone(), entries });
@@ -82,7 +82,7 @@ impl Classes<'_> {
         let mut shapes = vec![[0u16; 2]; self.subjects.rows.len()];
         let mut steps = 0u64;
         for (index, (rule, sides)) in resolved.rules.iter().zip(&self.sides.rules).enumerate() {
-            for end in self.ends(rule, sides, &subjects_of) {
+            for end in ends(rule, sides) {
                 steps = steps.saturating_add(end.steps());
                 super::check_overlaps("entries", steps, MAX_STEPS)?;
                 write(&end, rule, number(index) + 1, &mut entries, &mut shapes);
@@ -111,12 +111,46 @@ impl Classes<'_> {
         self.sides.segments.iter().enumerate().map(one).collect()
     }
 
+    /// By direction: the subject classes of the built-in segment that a segment or a rule of some
+    /// policy concerns. The others have no entries, so that what cannot be read passes there as
+    /// without a policy.
+    fn built_in_subjects(&self, resolved: &Resolved, subjects_of: &[Vec<u32>]) -> [Vec<u32>; 2] {
+        let Some(SegmentId(failsafe)) = resolved.failsafe else { return [Vec::new(), Vec::new()] };
+        [Direction::Ingress, Direction::Egress].map(|direction| {
+            let ingress = direction == Direction::Ingress;
+            let mut every = false;
+            let mut named = vec![false; subjects_of.len()];
+            for (rule, sides) in resolved.rules.iter().zip(&self.sides.rules) {
+                let subject = if ingress { sides.to } else { sides.from };
+                if rule.built_in.is_none() {
+                    every |= subject.any;
+                    subject.segments.into_iter().for_each(|list| named[list as usize] = true);
+                }
+            }
+            let isolated = |class: usize| {
+                let row = &self.subjects.rows[class];
+                Isolation::from_u8(if ingress { row.ingress } else { row.egress })
+                    != Isolation::Open
+            };
+            let mut concerned: Vec<bool> =
+                (0..self.subjects.rows.len()).map(|class| every || isolated(class)).collect();
+            for list in subjects_of.iter().zip(named).filter_map(|(l, named)| named.then_some(l)) {
+                for class in list {
+                    concerned[*class as usize] = true;
+                }
+            }
+            let own = self.subjects.of_segment[failsafe as usize].iter().copied();
+            own.filter(|class| concerned[*class as usize]).collect()
+        })
+    }
+
     /// The two ends of a rule: egress at `from`, ingress at `to`.
     fn ends<'b>(
         &'b self,
         rule: &Rule,
         sides: &RuleSides,
         subjects_of: &'b [Vec<u32>],
+        built_in: &'b [Vec<u32>; 2],
     ) -> [End<'b>; 2] {
         let end = |direction, subject: SideRef, peer: SideRef| {
             let at = |lists: &'b [Vec<u32>], index: Option<u32>| {
@@ -127,10 +161,12 @@ impl Classes<'_> {
                 && peer.segments.is_some();
             End {
                 direction,
-                subjects: if subject.any {
-                    &[SUBJECT_ANY]
-                } else {
-                    at(subjects_of, subject.segments)
+                subjects: match rule.built_in {
+                    Some(only) if only != direction => &[],
+                    Some(Direction::Ingress) => &built_in[0],
+                    Some(Direction::Egress) => &built_in[1],
+                    None if subject.any => &[SUBJECT_ANY],
+                    None => at(subjects_of, subject.segments),
                 },
                 identities: at(&self.identities.matching, peer.segments),
                 nobody: if nobody { &[IDENTITY_NOBODY] } else { &[] },

@@ -83,7 +83,9 @@ impl<'a> Sides<'a> {
             let from = intern(&rule.from, &rule.to)?;
             let to = intern(&rule.to, &rule.from)?;
             peers.resize(segments.list.len(), false);
-            for (side, other) in [(from, to), (to, from)] {
+            // No peer is asked for being in the built-in segment.
+            let sides = if rule.built_in.is_some() { &[][..] } else { &[(from, to), (to, from)] };
+            for (side, other) in sides {
                 if let Some(list) = side.segments.filter(|_| other.makes_subject()) {
                     peers[list as usize] = true;
                 }

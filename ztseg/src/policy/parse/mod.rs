@@ -1,12 +1,12 @@
 //! YAML trees to the model, strictly: what is not understood is an error, and every error is found.
 
 mod icmp;
-mod network;
+pub(crate) mod network;
 pub(crate) mod port;
 pub(crate) mod reader;
 mod rule;
 mod segment;
-mod selector;
+pub(crate) mod selector;
 mod test;
 
 use super::diagnostic::{Diagnostic, quote};

@@ -8,9 +8,9 @@ use crate::policy::diagnostic::quote;
 
 /// What is wrong with an address, and what to write instead.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct NetworkError {
-    pub(super) message: String,
-    pub(super) help: String,
+pub(crate) struct NetworkError {
+    pub(crate) message: String,
+    pub(crate) help: String,
 }
 
 fn error(message: String, help: impl Into<String>) -> NetworkError {
@@ -47,7 +47,7 @@ pub(super) fn address(text: &str) -> Result<IpAddr, NetworkError> {
 }
 
 /// A CIDR, or an address as a CIDR of full length.
-pub(super) fn network(text: &str) -> Result<IpNet, NetworkError> {
+pub(crate) fn network(text: &str) -> Result<IpNet, NetworkError> {
     let Some((before, length)) = text.split_once('/') else {
         return address(text).map(IpNet::from);
     };

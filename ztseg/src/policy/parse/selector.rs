@@ -58,7 +58,7 @@ pub(super) fn cgroup(cx: &mut Context<'_>, node: &Node) -> Option<String> {
 }
 
 /// A unit of the system manager.
-pub(super) fn unit(cx: &mut Context<'_>, node: &Node) -> Option<String> {
+pub(crate) fn unit(cx: &mut Context<'_>, node: &Node) -> Option<String> {
     let text = cx.text(node, "`unit`", "a unit, such as `nginx.service`")?.value;
     if no_other_globs(cx, text, node, "the unit's name").is_some() {
         return None;
