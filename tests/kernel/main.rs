@@ -12,6 +12,7 @@ mod differential;
 mod environment;
 mod failsafe;
 mod flows;
+mod life;
 mod living;
 mod matrix;
 mod programs;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         flows::TESTS,
         behind::TESTS,
         failsafe::TESTS,
+        life::TESTS,
     ]
     .concat();
     let mut trials: Vec<Trial> =

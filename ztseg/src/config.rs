@@ -388,9 +388,9 @@ config.yaml:9:11: error: `stateDir` is a list, but must be a single value; write
         let wrong =
             "failsafe: { inbound: [22, 'tcp:::1:22', tcp:0], units: [ssh], outbuond: [] }\n";
         let expected = "\
-config.yaml:1:24: error: `22` is not a port; write the protocol too: `\"tcp:22\"` or `\"udp:22\"`
-config.yaml:1:28: error: `tcp:::1:22` is not a port; write IPv6 in brackets: `\"tcp:[2001:db8::/32]:22\"`
-config.yaml:1:42: error: port `0` in `tcp:0` is out of range; ports are 1 to 65535
+config.yaml:1:23: error: `22` is not a port; write the protocol too: `\"tcp:22\"` or `\"udp:22\"`
+config.yaml:1:27: error: `tcp:::1:22` is not a port; write IPv6 in brackets: `\"tcp:[2001:db8::/32]:22\"`
+config.yaml:1:41: error: port `0` in `tcp:0` is out of range; ports are 1 to 65535
 config.yaml:1:57: error: the unit's name `ssh` has no kind; write `ssh.service`
 config.yaml:1:63: error: unknown field `outbuond` in `failsafe`; did you mean `outbound`?";
         assert_eq!(read(wrong).expect_err("is refused"), expected);

@@ -12,6 +12,7 @@ use ztseg_common::key::{WorkloadKey, interface_of};
 
 use super::enforcer::Enforcer;
 use super::prepare::{self, Prepared};
+use super::security::Security;
 use super::sources::PolicyFiles;
 use crate::api::types::{Applied, Origin, Problem};
 use crate::datapath::{Capacity, DatapathError, InterfaceSide};
@@ -27,6 +28,7 @@ use crate::inventory::{Change, InterfaceFacts, Inventory};
 use crate::policy::failsafe::Failsafe;
 use crate::policy::resolved::Resolved;
 use crate::policy::source::Source;
+use crate::present::compact::security_line;
 
 /// How long to wait before something that failed is tried again without a new reason.
 const RETRY: Duration = Duration::from_secs(5);
@@ -83,6 +85,7 @@ pub struct Core<E> {
     pub(super) names: Names,
     pub(super) events: Arc<EventLog>,
     pub(super) undecodable: u64,
+    pub(super) security: Security,
     pub(super) started_at: Timestamp,
     /// Why the last load of a policy failed.
     pub(super) policy_error: Option<Problem>,
@@ -134,6 +137,7 @@ impl<E: Enforcer> Core<E> {
             names: Names::default(),
             events,
             undecodable: 0,
+            security: Security::default(),
             started_at: Timestamp::now(),
             policy_error: None,
             workload_error: None,
@@ -147,7 +151,7 @@ impl<E: Enforcer> Core<E> {
 
     /// Takes note of whether the agent's network namespace may translate what its sockets send:
     /// system calls are answered early only where it does not.
-    pub fn translation(&self, translates: bool) {
+    pub fn translation(&mut self, translates: bool) {
         self.enforcer.set_early_answers(!translates);
     }
 
@@ -391,6 +395,16 @@ impl<E: Enforcer> Core<E> {
             }
         });
         *undecodable += unreadable + unknown;
+    }
+
+    /// Looks whether what is in the kernel is still what this agent put there; what is not was put
+    /// right, and is told.
+    pub fn guard(&mut self) {
+        let findings = self.enforcer.inspect();
+        for record in self.security.note(findings, Timestamp::now()) {
+            tracing::warn!("security: {}", security_line(&record));
+            self.events.publish(record);
+        }
     }
 
     /// The datapath's event descriptor.

@@ -8,7 +8,7 @@ use ztseg_common::key::WorkloadKey;
 use ztseg_common::value::Workload;
 
 use crate::datapath::{
-    Committed, Datapath, DatapathError, InterfaceSide, MapStatus, Options, ProgramStatus,
+    Committed, Datapath, DatapathError, Finding, InterfaceSide, MapStatus, Options, ProgramStatus,
 };
 use crate::image::Image;
 
@@ -31,7 +31,8 @@ pub trait Enforcer: Sized {
         workload: Workload,
     ) -> Result<(), DatapathError>;
     fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError>;
-    fn set_early_answers(&self, on: bool);
+    fn set_early_answers(&mut self, on: bool);
+    fn inspect(&mut self) -> Vec<Finding>;
     fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64;
     fn event_fd(&self) -> Result<OwnedFd, DatapathError>;
     fn counters(&self) -> Result<BTreeMap<Counter, u64>, DatapathError>;
@@ -76,8 +77,12 @@ impl Enforcer for Datapath {
         Self::remove_workload(self, key)
     }
 
-    fn set_early_answers(&self, on: bool) {
+    fn set_early_answers(&mut self, on: bool) {
         Self::set_early_answers(self, on);
+    }
+
+    fn inspect(&mut self) -> Vec<Finding> {
+        Self::inspect(self)
     }
 
     fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64 {

@@ -7,6 +7,7 @@
 //! * [`host`]: puts it together on a real host
 //! * [`enforcer`]: what the core needs of the datapath, so that tests do without a kernel
 //! * [`sources`], [`watch`]: policy files, read and watched
+//! * [`security`]: what somebody altered in the kernel
 //! * [`report`], [`limits`]: what `status` and `workloads` show
 //!
 //! Architecture invariant: a policy is in force whole or not at all. Everything that can fail
@@ -22,6 +23,7 @@ pub mod prepare;
 pub mod report;
 mod ring;
 pub mod run;
+pub mod security;
 pub mod sources;
 pub mod watch;
 

@@ -56,6 +56,8 @@ impl<E: Enforcer> Core<E> {
             segments: running.resolved.own_segments(),
             rules: running.resolved.own_rules(),
             failsafe: self.failsafe(),
+            tampering: self.security.counts(),
+            security: self.security.last(),
             warnings,
             last_error: self.policy_error.clone().or_else(|| self.workload_error.clone()),
             workloads_by_segment: by_segment,

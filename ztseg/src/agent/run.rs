@@ -22,6 +22,9 @@ use crate::policy::source::Source;
 const DRAIN: Duration = Duration::from_millis(100);
 /// How often the agent looks whether its network namespace translates addresses.
 const TRANSLATION: Duration = Duration::from_secs(1);
+/// How often the agent looks whether what it put into the kernel is still so: what somebody alters
+/// is noticed within a second.
+const GUARD: Duration = Duration::from_millis(500);
 /// How long after a change of a policy file the files are read: editors and package managers
 /// write several times.
 const DEBOUNCE: Duration = Duration::from_millis(200);
@@ -74,6 +77,8 @@ pub async fn run<E: Enforcer>(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut translation = interval(TRANSLATION);
     translation.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut guard = interval(GUARD);
+    guard.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut reread: Option<Instant> = None;
     loop {
         tokio::select! {
@@ -105,6 +110,7 @@ pub async fn run<E: Enforcer>(
                 core.drain();
                 core.retry();
             }
+            _ = guard.tick() => core.guard(),
             _ = translation.tick() => core.translation(translates_output()),
         }
     }

@@ -13,8 +13,8 @@ use self::fake::{Call, Fake};
 use super::core::{Core, Found, Options};
 use super::prepare::prepare;
 use super::sources::PolicyFiles;
-use crate::api::types::Origin;
-use crate::datapath::{Capacity, InterfaceSide};
+use crate::api::types::{EventLine, Origin};
+use crate::datapath::{Capacity, Finding, InterfaceSide, Tampering};
 use crate::discover::Discovered;
 use crate::discover::cgroups::{CgroupEvent, WatchMode};
 use crate::discover::interfaces::Interface;
@@ -229,8 +229,9 @@ fn events_get_their_names_and_what_cannot_be_read_is_counted() {
     core.drain();
     let (last, _) = core.events.read(10);
     assert_eq!(last.len(), 1);
-    assert_eq!(last[0].workload, "/shop/web");
-    assert!(last[0].isolated_by.contains(&"web".to_owned()), "{:?}", last[0]);
+    let event = last[0].event().expect("an event");
+    assert_eq!(event.workload, "/shop/web");
+    assert!(event.isolated_by.contains(&"web".to_owned()), "{event:?}");
     assert_eq!(core.status().events_undecodable, 3);
 }
 
@@ -245,5 +246,34 @@ fn an_event_keeps_the_names_of_its_own_generation() {
     core.apply(&files(&POLICY.replace("name: in", "name: out")), Origin::Sent).expect("fine");
     fake.push(event);
     core.drain();
-    assert_eq!(core.events.read(1).0[0].rule.as_deref(), Some("shop/in"));
+    let (last, _) = core.events.read(1);
+    assert_eq!(last[0].event().and_then(|e| e.rule.as_deref()), Some("shop/in"));
+}
+
+#[test]
+fn what_somebody_alters_is_an_event_and_in_the_status() {
+    let (mut core, fake) = core();
+    let finding = |what, repaired| Finding { what, object: "x at y".into(), repaired };
+    fake.find(vec![
+        finding(Tampering::LinkDetached, Ok(())),
+        finding(Tampering::PinRemoved, Err("the disk is gone".into())),
+    ]);
+    core.guard();
+    fake.find(vec![finding(Tampering::PinRemoved, Err("the disk is gone".into()))]);
+    core.guard();
+    let (last, _) = core.events.read(10);
+    let lines: Vec<_> = last.iter().map(|l| serde_json::to_value(&**l).expect("JSON")).collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!(
+        (&lines[0]["kind"], &lines[0]["what"]),
+        (&"security".into(), &"link-detached".into())
+    );
+    assert_eq!((&lines[1]["repaired"], &lines[1]["object"]), (&false.into(), &"x at y".into()));
+    let read: EventLine = serde_json::from_value(lines[1].clone()).expect("read again");
+    assert_eq!(read, *last[1]);
+    let status = core.status();
+    assert_eq!((status.tampering["link-detached"], status.tampering["pin-removed"]), (1, 1));
+    assert_eq!((status.tampering["map-replaced"], status.security.len()), (0, 2));
+    let metrics = crate::present::metrics::text(&status);
+    assert!(metrics.contains("ztseg_tampering_total{what=\"pin-removed\"} 1"), "{metrics}");
 }

@@ -84,17 +84,67 @@ pub struct Peer {
     pub segments: Vec<String>,
 }
 
+/// Says in JSON which kind of line a [`SecurityRecord`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SecurityKind {
+    /// `security`
+    Security,
+}
+
+/// Somebody altered what the agent had put into the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecurityRecord {
+    /// When it was noticed, UTC.
+    pub time: Timestamp,
+    /// `security`
+    pub kind: SecurityKind,
+    /// What kind of change ([`crate::datapath::Tampering::name`]).
+    pub what: String,
+    /// What it concerns: a program and where it was attached, a pin, a map.
+    pub object: String,
+    /// Whether it was put right.
+    pub repaired: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
 /// One line of the event stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum EventLine {
     /// An event.
     Event(Box<EventRecord>),
+    /// Something that somebody altered.
+    Security(SecurityRecord),
     /// The reader was too slow for so many events, which it lost here.
     Lost {
         /// How many.
         lost: u64,
     },
+}
+
+impl From<EventRecord> for EventLine {
+    fn from(event: EventRecord) -> Self {
+        Self::Event(Box::new(event))
+    }
+}
+
+impl From<SecurityRecord> for EventLine {
+    fn from(record: SecurityRecord) -> Self {
+        Self::Security(record)
+    }
+}
+
+impl EventLine {
+    /// The event, if it is one.
+    pub fn event(&self) -> Option<&EventRecord> {
+        match self {
+            Self::Event(event) => Some(event),
+            Self::Security(_) | Self::Lost { .. } => None,
+        }
+    }
 }
 
 /// An error, with what to do about it in its text.
@@ -285,6 +335,12 @@ pub struct Status {
     pub bpffs: String,
     /// The programs and where they are attached.
     pub hooks: Vec<Program>,
+    /// What somebody altered in the kernel, by kind: how often that was noticed.
+    #[serde(default)]
+    pub tampering: BTreeMap<String, u64>,
+    /// The last of these, oldest first.
+    #[serde(default)]
+    pub security: Vec<SecurityRecord>,
     /// The kernel's counters, summed over CPUs.
     pub counters: BTreeMap<String, u64>,
     /// Records that could not be decoded.

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use super::output::{print, print_json};
 use super::{Agent, Failure};
 use crate::api::types::{EventLine, EventRecord};
-use crate::present::compact::{because, line, verdict};
+use crate::present::compact::{because, line, security_line, verdict};
 use crate::present::table::{list, table};
 
 #[derive(Debug, Args)]
@@ -52,8 +52,8 @@ impl Events {
         let each = |bytes: &[u8]| {
             let parsed = serde_json::from_slice::<EventLine>(bytes);
             result = match parsed {
-                Ok(EventLine::Event(event)) if whole => {
-                    kept.push(*event);
+                Ok(line @ (EventLine::Event(_) | EventLine::Security(_))) if whole => {
+                    kept.push(line);
                     Ok(())
                 }
                 Ok(parsed) => self.print_line(&parsed, bytes),
@@ -76,6 +76,9 @@ impl Events {
     fn print_line(&self, parsed: &EventLine, bytes: &[u8]) -> Result<(), Failure> {
         let text = match (parsed, self.output) {
             (EventLine::Event(event), EventFormat::Compact) => line(event),
+            (EventLine::Security(record), EventFormat::Compact) => {
+                format!("{}: SECURITY {}", milliseconds(record.time), security_line(record))
+            }
             (EventLine::Lost { lost }, EventFormat::Compact) => {
                 format!("({lost} events lost: this reader was too slow)")
             }
@@ -85,24 +88,24 @@ impl Events {
     }
 }
 
-fn as_table(events: &[EventRecord]) -> String {
-    let row = |e: &EventRecord| {
-        let peer = e.peer.workload.clone().unwrap_or_else(|| e.peer.ip.to_string());
-        [
-            e.time.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
-            verdict(e.verdict).into(),
-            e.direction.clone(),
-            e.workload.clone(),
-            list(&e.segments),
-            peer,
-            list(&e.peer.segments),
-            e.proto.clone(),
-            if e.direction == "ingress" { e.local.port } else { e.peer.port }.to_string(),
-            because(e),
-            e.count.to_string(),
-        ]
+fn milliseconds(at: jiff::Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+}
+
+fn as_table(events: &[EventLine]) -> String {
+    let row = |line: &EventLine| match line {
+        EventLine::Event(event) => Some(event_row(event)),
+        EventLine::Security(record) => {
+            let mut row = [const { String::new() }; 11].map(|_| "-".to_owned());
+            row[0] = milliseconds(record.time);
+            row[1] = "SECURITY".into();
+            row[9] = security_line(record);
+            row[10] = "1".into();
+            Some(row)
+        }
+        EventLine::Lost { .. } => None,
     };
-    let rows: Vec<_> = events.iter().map(row).collect();
+    let rows: Vec<_> = events.iter().filter_map(row).collect();
     let header = [
         "time",
         "verdict",
@@ -117,4 +120,21 @@ fn as_table(events: &[EventRecord]) -> String {
         "count",
     ];
     table(header, &rows)
+}
+
+fn event_row(e: &EventRecord) -> [String; 11] {
+    let peer = e.peer.workload.clone().unwrap_or_else(|| e.peer.ip.to_string());
+    [
+        milliseconds(e.time),
+        verdict(e.verdict).into(),
+        e.direction.clone(),
+        e.workload.clone(),
+        list(&e.segments),
+        peer,
+        list(&e.peer.segments),
+        e.proto.clone(),
+        if e.direction == "ingress" { e.local.port } else { e.peer.port }.to_string(),
+        because(e),
+        e.count.to_string(),
+    ]
 }

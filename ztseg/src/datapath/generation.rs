@@ -2,7 +2,7 @@
 //! one store.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -30,12 +30,54 @@ pub const OUTER: [&str; 7] =
 /// One filled set of inner maps.
 #[derive(Debug)]
 pub struct Generation {
-    /// The inner map of workloads, which changes while the generation is in force.
-    pub workloads: OwnedFd,
-    /// The inner map of rules, whose hits are counted.
-    pub rules: OwnedFd,
+    /// In the order of [`OUTER`].
+    inner: [Inner; 7],
     /// How many rules there are, index zero included.
     pub rule_count: usize,
+}
+
+#[derive(Debug)]
+struct Inner {
+    map: OwnedFd,
+    id: u32,
+}
+
+/// A place in the outer maps.
+#[derive(Clone, Copy, Debug)]
+pub struct Slots<'a> {
+    /// The outer maps, by name.
+    pub outer: &'a HashMap<&'static str, OwnedFd>,
+    /// Which slot.
+    pub slot: u32,
+}
+
+impl Generation {
+    /// The inner map of workloads, which changes while the generation is in force.
+    pub fn workloads(&self) -> BorrowedFd<'_> {
+        self.inner[0].map.as_fd()
+    }
+
+    /// The inner map of rules, whose hits are counted.
+    pub fn rules(&self) -> BorrowedFd<'_> {
+        self.inner[2].map.as_fd()
+    }
+
+    /// Puts its maps back where others are in their place; says which.
+    pub fn restore(&self, at: &Slots<'_>) -> Vec<(String, anyhow::Result<()>)> {
+        let mut restored = Vec::new();
+        for (name, inner) in OUTER.into_iter().zip(&self.inner) {
+            let mut id = [0u32];
+            let there = at.outer.get(name).map(|outer| {
+                let outer = outer.as_fd();
+                sys::map_lookup(outer, &at.slot, &mut id).is_ok() && id[0] == inner.id
+            });
+            if there != Some(true) {
+                let again = store(at.outer, name, at.slot, &inner.map);
+                restored.push((format!("{name}[{}]", at.slot), again));
+            }
+        }
+        restored
+    }
 }
 
 /// Makes and pins the outer maps that are not there yet.
@@ -118,23 +160,30 @@ pub fn fill(
     )?;
     fill_hash(&prefixes, "PREFIXES", image.prefixes.iter().map(|(k, v)| (*k, *v)))?;
 
-    let inner: [(&str, &OwnedFd); 7] = [
-        ("WORKLOADS", &workload_map),
-        ("SUBJECTS", &subjects),
-        ("RULES", &rules),
-        ("PORTS", &ports),
-        ("ENTRIES", &entries),
-        ("HOSTS", &hosts),
-        ("PREFIXES", &prefixes),
-    ];
+    // What never changes, nobody shall change: the workloads are the exception.
+    for (name, map) in
+        OUTER[1..].iter().zip([&subjects, &rules, &ports, &entries, &hosts, &prefixes])
+    {
+        sys::map_freeze(map.as_fd()).with_context(|| format!("freezing the map {name}"))?;
+    }
+    let inner = [workload_map, subjects, rules, ports, entries, hosts, prefixes];
     // Each store waits for a grace period; side by side they wait for the same one.
     std::thread::scope(|scope| {
-        let stores = inner.map(|(name, map)| scope.spawn(move || store(outer, name, slot, map)));
-        stores.into_iter().try_for_each(|store| {
+        let stores = OUTER
+            .iter()
+            .zip(&inner)
+            .map(|(name, map)| scope.spawn(move || store(outer, name, slot, map)));
+        stores.collect::<Vec<_>>().into_iter().try_for_each(|store| {
             store.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a store panicked")))
         })
     })?;
-    Ok(Generation { workloads: workload_map, rules, rule_count: image.rules.len() })
+    let mut ids = [0; 7];
+    for (id, map) in ids.iter_mut().zip(&inner) {
+        *id = sys::map_info(map.as_fd()).context("asking for a map's id")?.id;
+    }
+    let mut ids = ids.into_iter();
+    let inner = inner.map(|map| Inner { map, id: ids.next().unwrap_or(0) });
+    Ok(Generation { inner, rule_count: image.rules.len() })
 }
 
 /// Returns when no program runs any more that began before the call.
@@ -145,7 +194,7 @@ pub fn wait_for_grace_period(
     outer: &HashMap<&'static str, OwnedFd>,
     any: &Generation,
 ) -> anyhow::Result<()> {
-    store(outer, "WORKLOADS", GRACE_SLOT, &any.workloads)
+    store(outer, "WORKLOADS", GRACE_SLOT, &any.inner[0].map)
 }
 
 fn store(

@@ -3,14 +3,20 @@
 //! This is the contract that the agent is written against; everything below it talks to the
 //! kernel. One [`Datapath`] is owned by one task.
 
+pub mod batch;
 mod bpffs;
 mod clock;
+mod control;
 mod debug;
 mod detach;
+pub mod filters;
 mod generation;
+mod guard;
+mod links;
 pub mod measure;
 mod memory;
 pub mod object;
+mod pin;
 mod programs;
 pub mod sys;
 
@@ -20,7 +26,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -33,10 +38,13 @@ use ztseg_common::value::{
     WORKLOAD_HOST_SIDE, Workload, generation, slot,
 };
 
+use self::control::ControlWord;
 use self::generation::{Generation, OUTER};
+pub use self::guard::{Finding, Tampering};
+use self::links::Link;
+use self::pin::PinnedMap;
 pub use self::programs::{CGROUP_PROGRAMS, TC_PROGRAMS, has_tcx};
-use self::programs::{Pins, kernel};
-use self::sys::ControlPage;
+use self::programs::{PINNED_MAPS, Pins, TcHook, kernel};
 
 use crate::image::Image;
 
@@ -157,8 +165,14 @@ pub struct MapStatus {
 pub struct Datapath {
     ebpf: Ebpf,
     events: RingBuf<MapData>,
-    control: ControlPage,
+    control: ControlWord,
     outer: HashMap<&'static str, OwnedFd>,
+    /// What is pinned: the outer maps and the others.
+    maps: Vec<PinnedMap>,
+    /// The links that are attached, by their pins.
+    links: BTreeMap<PathBuf, Link>,
+    /// The kernel's ids of the programs, by name.
+    program_ids: HashMap<String, u32>,
     pins: Pins,
     options: Options,
     /// The generation in force, once there was a commit by this agent.
@@ -168,14 +182,14 @@ pub struct Datapath {
     interfaces: HashMap<u32, Interface>,
     cgroup_attached: bool,
     // Released when the datapath is dropped.
-    _lock: File,
+    lock: File,
 }
 
 impl std::fmt::Debug for Datapath {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Datapath")
             .field("options", &self.options)
-            .field("control", &self.control.read())
+            .field("control", &self.control.written())
             .field("workloads", &self.workloads.len())
             .finish_non_exhaustive()
     }
@@ -185,6 +199,8 @@ impl std::fmt::Debug for Datapath {
 struct Interface {
     name: String,
     flags: u32,
+    /// Which programs are where.
+    hooks: [TcHook; 2],
 }
 
 /// Events that one workload may send a second on one CPU.
@@ -206,13 +222,21 @@ impl Datapath {
         for name in OUTER {
             outer.insert(name, open_map(&pins, name)?);
         }
-        let control = ControlPage::map(open_map(&pins, "CONTROL")?.as_fd())
+        let mut control = ControlWord::open(open_map(&pins, "CONTROL")?.as_fd())
             .map_err(|e| kernel("mapping the control page", e))?;
         let hz = clock::jiffies_per_second().map_err(|e| kernel("measuring the clock", e))?;
-        control.hz().store(hz, Ordering::Relaxed);
-        control.event_budget().store(EVENT_BUDGET, Ordering::Relaxed);
         let cookie = sys::netns_cookie().map_err(|e| kernel("asking for the netns cookie", e))?;
-        control.netns().store(cookie, Ordering::Relaxed);
+        control.set_host(hz, EVENT_BUDGET, cookie);
+        let pinned = |name| {
+            PinnedMap::open(&pins.maps(), name)
+                .map_err(|e| kernel(&format!("opening the map {name}"), e))
+        };
+        let maps = OUTER.into_iter().chain(PINNED_MAPS).map(pinned).collect::<Result<_, _>>()?;
+        let program_ids = programs::status(&ebpf, |_| Vec::new())
+            .map_err(|e| kernel("reading program info", e))?
+            .into_iter()
+            .map(|program| (program.name, program.id))
+            .collect();
         let events = ebpf
             .take_map("EVENTS")
             .context("no map EVENTS in the object")
@@ -223,13 +247,16 @@ impl Datapath {
             events,
             control,
             outer,
+            maps,
+            links: BTreeMap::new(),
+            program_ids,
             pins,
             options: options.clone(),
             generation: None,
             workloads: HashMap::new(),
             interfaces: HashMap::new(),
             cgroup_attached: false,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -237,18 +264,18 @@ impl Datapath {
     /// program reads the old one. On an error the old generation stays.
     pub fn commit(&mut self, image: &Image) -> Result<Committed, DatapathError> {
         generation::check_capacity(image, &self.options.capacity)?;
-        let old = self.control.stamp().load(Ordering::Acquire);
+        let old = self.control.written().stamp;
         // Zero in a stamp means "no policy".
         let number = generation(old).checked_add(1).unwrap_or(1);
         let stamp = u64::from(number) << 32;
         let workloads: HashMap<_, _> =
             image.workloads.iter().map(|(key, w)| (*key, self.with_flags(*key, *w))).collect();
-        self.control.levels().fetch_or(image.levels, Ordering::Relaxed);
+        self.control.add_levels(image.levels);
         let doing = |e| kernel(&format!("writing generation {number}"), e);
         let capacity = &self.options.capacity;
         let new = generation::fill(&self.outer, slot(stamp), image, &workloads, capacity)
             .map_err(doing)?;
-        self.control.stamp().store(stamp, Ordering::Release);
+        self.control.set_stamp(stamp);
         self.workloads = workloads;
         let waited = generation::wait_for_grace_period(&self.outer, &new);
         self.generation = Some(new);
@@ -268,8 +295,8 @@ impl Datapath {
             let root = &self.options.cgroup_root;
             let whole = is_whole_hierarchy(root)
                 .map_err(|e| kernel(&format!("opening the cgroup {}", root.display()), e))?;
-            self.set_flag(CONTROL_WHOLE_HIERARCHY, whole);
-            programs::attach_cgroup(&self.ebpf, &self.pins, &self.options.cgroup_root)?;
+            self.control.set_flag(CONTROL_WHOLE_HIERARCHY, whole);
+            self.links.extend(programs::attach_cgroup(&self.ebpf, &self.pins, root)?);
             self.cgroup_attached = true;
         }
         Ok(())
@@ -285,7 +312,8 @@ impl Datapath {
         let ethernet = sys::has_ethernet_header(name)
             .map_err(|e| kernel(&format!("asking what kind of device {name} is"), e))?;
         let flags = if side == InterfaceSide::Host { WORKLOAD_HOST_SIDE } else { 0 };
-        self.interfaces.insert(ifindex, Interface { name: name.to_owned(), flags });
+        let hooks = programs::tc_hooks(side, ethernet);
+        self.interfaces.insert(ifindex, Interface { name: name.to_owned(), flags, hooks });
         self.note_far_interfaces();
         // The programs read the flags with the workload, which may be in force already.
         let key = workload_interface(ifindex);
@@ -293,22 +321,27 @@ impl Datapath {
             self.put_workload(key, None, workload)?;
         }
         let ebpf = &mut self.ebpf;
-        if programs::attach_interface(ebpf, &self.pins, ifindex, name, side, ethernet)? {
+        let (links, new) = programs::attach_interface(ebpf, &self.pins, (ifindex, name), hooks)?;
+        self.links.extend(links);
+        if new {
             let window = u64::try_from(ADOPTION.as_nanos()).unwrap_or(u64::MAX);
-            self.control.adopt_until().store(sys::boot_time_ns() + window, Ordering::Relaxed);
+            self.control.set_adopt_until(sys::boot_time_ns() + window);
         }
         Ok(())
     }
 
-    fn note_far_interfaces(&self) {
+    fn note_far_interfaces(&mut self) {
         let far = self.interfaces.values().any(|i| i.flags & WORKLOAD_HOST_SIDE == 0);
-        self.set_flag(CONTROL_FAR_INTERFACES, far);
+        self.control.set_flag(CONTROL_FAR_INTERFACES, far);
     }
 
     /// Forgets an interface that is no longer a workload, or no longer there.
     pub fn detach_interface(&mut self, ifindex: u32) -> Result<(), DatapathError> {
         let Some(interface) = self.interfaces.remove(&ifindex) else { return Ok(()) };
         self.note_far_interfaces();
+        for program in TC_PROGRAMS {
+            self.links.remove(&self.pins.interface_link(ifindex, program));
+        }
         programs::detach_interface(&self.pins, ifindex, &interface.name)
             .map_err(|e| kernel(&format!("detaching from {}", interface.name), e))
     }
@@ -326,20 +359,20 @@ impl Datapath {
         if let Some(level) = level {
             // A deeper cgroup cannot be a workload; it belongs to its ancestor.
             if level <= MAX_CGROUP_LEVEL {
-                self.control.levels().fetch_or(1 << level, Ordering::Relaxed);
+                self.control.add_levels(1 << level);
             }
         }
         if let Some(generation) = &self.generation {
-            sys::map_update(generation.workloads.as_fd(), &key, &workload).map_err(|e| match e
-                .raw_os_error()
-            {
-                Some(libc::E2BIG) => DatapathError::Capacity {
-                    what: "workloads",
-                    needed: self.workloads.len() + 1,
-                    limit: self.options.capacity.workloads,
-                    option: "workloads",
-                },
-                _ => kernel("adding a workload", e),
+            sys::map_update(generation.workloads(), &key, &workload).map_err(|e| {
+                match e.raw_os_error() {
+                    Some(libc::E2BIG) => DatapathError::Capacity {
+                        what: "workloads",
+                        needed: self.workloads.len() + 1,
+                        limit: self.options.capacity.workloads,
+                        option: "workloads",
+                    },
+                    _ => kernel("adding a workload", e),
+                }
             })?;
             self.next_epoch();
         }
@@ -350,7 +383,7 @@ impl Datapath {
     /// Removes a workload; its cgroups belong to the next ancestor that is one.
     pub fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError> {
         if let Some(generation) = &self.generation {
-            sys::map_delete(generation.workloads.as_fd(), &key)
+            sys::map_delete(generation.workloads(), &key)
                 .map_err(|e| kernel("removing a workload", e))?;
             self.next_epoch();
         }
@@ -359,27 +392,17 @@ impl Datapath {
     }
 
     /// Makes every flow be judged again.
-    fn next_epoch(&self) {
+    fn next_epoch(&mut self) {
         // The epoch is the lower half: it must not carry into the generation.
-        let stamp = self.control.stamp();
-        let old = stamp.load(Ordering::Relaxed);
+        let old = self.control.written().stamp;
         let epoch = (old & u64::from(u32::MAX)).wrapping_add(1) & u64::from(u32::MAX);
-        stamp.store(old & !u64::from(u32::MAX) | epoch, Ordering::Release);
+        self.control.set_stamp(old & !u64::from(u32::MAX) | epoch);
     }
 
     /// Lets `connect` and `sendmsg` answer early in the agent's network namespace, or not: nothing
     /// there may translate addresses on output while it is on.
-    pub fn set_early_answers(&self, on: bool) {
-        self.set_flag(CONTROL_EARLY_ANSWER, on);
-    }
-
-    fn set_flag(&self, flag: u32, on: bool) {
-        let flags = self.control.flags();
-        if on {
-            flags.fetch_or(flag, Ordering::Relaxed);
-        } else {
-            flags.fetch_and(!flag, Ordering::Relaxed);
-        }
+    pub fn set_early_answers(&mut self, on: bool) {
+        self.control.set_flag(CONTROL_EARLY_ANSWER, on);
     }
 
     /// Hands out every record in the ring buffer; does not wait. Returns how many records were of
@@ -425,7 +448,7 @@ impl Datapath {
         (0..u32::try_from(generation.rule_count).unwrap_or(u32::MAX))
             .map(|rank| {
                 let mut rule = [Rule::default()];
-                sys::map_lookup(generation.rules.as_fd(), &rank, &mut rule)
+                sys::map_lookup(generation.rules(), &rank, &mut rule)
                     .map_err(|e| kernel("reading rule hits", e))?;
                 Ok(rule[0].hits)
             })

@@ -5,7 +5,7 @@
 //! interface programs are classic TC filters with a fixed priority and handle.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -17,8 +17,9 @@ use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 
 use super::generation::{self, OUTER};
+use super::links::{Link, Target};
 use super::sys::{self, AttachType};
-use super::{DatapathError, InterfaceSide, Options, ProgramStatus, object};
+use super::{DatapathError, InterfaceSide, Options, ProgramStatus, filters, object};
 
 /// The programs at the cgroup root, in the order they are attached: a socket's maker is written
 /// down before its packets are judged.
@@ -68,6 +69,12 @@ impl Pins {
     /// Folder of the links.
     pub fn links(&self) -> PathBuf {
         self.root.join("links")
+    }
+
+    /// Folder of notes: a folder in it, with an interface's index as its name, says that the
+    /// interface's clsact qdisc is ours. A bpffs has no other files.
+    pub fn clsact(&self) -> PathBuf {
+        self.root.join("clsact")
     }
 
     /// The pin of an interface's link.
@@ -165,49 +172,28 @@ fn fd_of_sock_addr(p: &CgroupSockAddr) -> anyhow::Result<BorrowedFd<'_>> {
     Ok(p.fd()?.as_fd())
 }
 
-/// Swaps a program into the pinned link, or makes and pins a new one. True: a new one.
-fn attach_link(
-    program: BorrowedFd<'_>,
-    target: u32,
-    attach_type: AttachType,
-    pin: &Path,
-) -> io::Result<bool> {
-    match sys::open_pinned(pin) {
-        Ok(link) if sys::link_info(link.as_fd())?.prog_id != 0 => {
-            match sys::link_update(link.as_fd(), program) {
-                // The link's target is gone (an interface was removed and its index used again).
-                Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => {}
-                other => return other.map(|()| false),
-            }
-        }
-        Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e),
-    }
-    let link = sys::link_create(program, target, attach_type)?;
-    match std::fs::remove_file(pin) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    sys::pin(link.as_fd(), pin)?;
-    Ok(true)
+/// Attaches the cgroup programs; gives the links by their pins.
+pub fn attach_cgroup(
+    ebpf: &Ebpf,
+    pins: &Pins,
+    root: &Path,
+) -> Result<Vec<(PathBuf, Link)>, DatapathError> {
+    let doing = |name: &str| format!("attaching {name} to the cgroup {}", root.display());
+    let attach = |(name, attach_type): (&'static str, AttachType)| {
+        let program = program_fd(ebpf, name).map_err(|e| kernel(&doing(name), e))?;
+        let (pin, target) = (pins.links().join(name), Target::Cgroup(root.to_owned()));
+        let (link, _) = Link::attach((name, program), &target, attach_type, &pin)
+            .map_err(|e| kernel(&doing(name), e))?;
+        Ok((pin, link))
+    };
+    CGROUP_PROGRAMS.into_iter().map(attach).collect()
 }
 
-/// Attaches the cgroup programs.
-pub fn attach_cgroup(ebpf: &Ebpf, pins: &Pins, root: &Path) -> Result<(), DatapathError> {
-    let doing = |name: &str| format!("attaching {name} to the cgroup {}", root.display());
-    let folder = std::fs::File::open(root).map_err(|e| kernel(&doing("the programs"), e))?;
-    let target = u32::try_from(folder.as_raw_fd()).unwrap_or(u32::MAX);
-    for (name, attach_type) in CGROUP_PROGRAMS {
-        let program = program_fd(ebpf, name).map_err(|e| kernel(&doing(name), e))?;
-        attach_link(program, target, attach_type, &pins.links().join(name))
-            .map_err(|e| kernel(&doing(name), e))?;
-    }
-    Ok(())
-}
+/// A TC program and where it goes.
+pub type TcHook = (&'static str, TcAttachType);
 
 /// Which program goes where, by the side that the workload is on.
-fn tc_hooks(side: InterfaceSide, ethernet: bool) -> [(&'static str, TcAttachType); 2] {
+pub fn tc_hooks(side: InterfaceSide, ethernet: bool) -> [TcHook; 2] {
     let [tc_from, tc_to, ip_from, ip_to] = TC_PROGRAMS;
     let (from, to) = if ethernet { (tc_from, tc_to) } else { (ip_from, ip_to) };
     match side {
@@ -216,31 +202,35 @@ fn tc_hooks(side: InterfaceSide, ethernet: bool) -> [(&'static str, TcAttachType
     }
 }
 
-/// Attaches the TC programs to an interface. True: they were not attached before.
+/// Attaches the TC programs to an interface; gives the links by their pins (none below kernel
+/// 6.6). True: some program was not attached before.
 pub fn attach_interface(
     ebpf: &mut Ebpf,
     pins: &Pins,
-    ifindex: u32,
-    interface: &str,
-    side: InterfaceSide,
-    ethernet: bool,
-) -> Result<bool, DatapathError> {
+    (ifindex, interface): (u32, &str),
+    hooks: [TcHook; 2],
+) -> Result<(Vec<(PathBuf, Link)>, bool), DatapathError> {
     let doing = |name: &str| format!("attaching {name} to the interface {interface}");
-    let mut new = false;
-    for (name, hook) in tc_hooks(side, ethernet) {
-        new |= if has_tcx() {
+    let (mut links, mut any_new) = (Vec::new(), false);
+    for (name, hook) in hooks {
+        any_new |= if has_tcx() {
             let program = program_fd(ebpf, name).map_err(|e| kernel(&doing(name), e))?;
             let tcx = match hook {
                 TcAttachType::Ingress => AttachType::TcxIngress,
                 _ => AttachType::TcxEgress,
             };
-            attach_link(program, ifindex, tcx, &pins.interface_link(ifindex, name))
-                .map_err(|e| kernel(&doing(name), e))?
+            let pin = pins.interface_link(ifindex, name);
+            let target = Target::Interface { ifindex, name: interface.to_owned() };
+            let (link, new) = Link::attach((name, program), &target, tcx, &pin)
+                .map_err(|e| kernel(&doing(name), e))?;
+            links.push((pin, link));
+            new
         } else {
-            attach_filter(ebpf, name, interface, hook).map_err(|e| kernel(&doing(name), e))?
+            attach_filter(ebpf, pins, name, (ifindex, interface), hook)
+                .map_err(|e| kernel(&doing(name), e))?
         };
     }
-    Ok(new)
+    Ok((links, any_new))
 }
 
 /// TCX links came with kernel 6.6.
@@ -248,16 +238,26 @@ pub fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 
-fn attach_filter(
+/// The id of the program in our filter, where there is one.
+pub fn filter_program(ifindex: u32, hook: TcAttachType) -> io::Result<Option<u32>> {
+    filters::program_of(ifindex, hook, TC_PRIORITY, TC_HANDLE)
+}
+
+/// Attaches a classic filter, or swaps the program into the one that is there. True: a new one.
+pub fn attach_filter(
     ebpf: &mut Ebpf,
+    pins: &Pins,
     name: &str,
-    interface: &str,
+    (ifindex, interface): (u32, &str),
     hook: TcAttachType,
 ) -> anyhow::Result<bool> {
     let program: &mut SchedClassifier =
         ebpf.program_mut(name).context("not in the object")?.try_into()?;
     // There already is one where somebody else uses it, or we did before.
-    let _ = tc::qdisc_add_clsact(interface);
+    if tc::qdisc_add_clsact(interface).is_ok() {
+        std::fs::create_dir_all(pins.clsact().join(ifindex.to_string()))
+            .context("noting that the clsact qdisc is ours")?;
+    }
     let handle = TcHandle::from(TC_HANDLE);
     let ours = SchedClassifierLink::attached(interface, hook, TC_PRIORITY, handle, None)?;
     let (link, new) = if let Ok(link) = program.attach_to_link(ours) {
@@ -283,7 +283,18 @@ pub fn detach_interface(pins: &Pins, ifindex: u32, interface: &str) -> io::Resul
             }
         }
     }
+    remove_clsact(&pins.clsact(), ifindex);
     Ok(())
+}
+
+/// Removes the clsact qdisc that we made, unless somebody else uses it by now.
+pub fn remove_clsact(notes: &Path, ifindex: u32) {
+    if std::fs::remove_dir(notes.join(ifindex.to_string())).is_ok()
+        && filters::has_none(ifindex).unwrap_or(false)
+    {
+        // It goes with the interface, too.
+        let _ = filters::remove_qdisc(ifindex);
+    }
 }
 
 /// Detaches a pinned link and removes its pin. False: there was none.

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use bytemuck::{NoUninit, Pod, Zeroable};
 use ztseg_common::value::Control;
 
+pub use super::batch::{map_dump, map_freeze, map_update_batch};
+
 /// Commands of `bpf(2)` (`enum bpf_cmd`, uapi/linux/bpf.h).
 #[derive(Clone, Copy)]
 #[repr(u32)]
@@ -26,6 +28,8 @@ pub(super) enum Command {
     ProgTestRun = 10,
     MapGetFdById = 14,
     ObjGetInfoByFd = 15,
+    MapFreeze = 22,
+    MapLookupBatch = 24,
     MapUpdateBatch = 26,
     LinkCreate = 28,
     LinkUpdate = 29,
@@ -74,7 +78,7 @@ pub enum AttachType {
 }
 
 /// Calls `bpf(2)`.
-fn bpf<T: Pod>(command: Command, attr: &mut T) -> io::Result<i32> {
+pub(super) fn bpf<T: Pod>(command: Command, attr: &mut T) -> io::Result<i32> {
     // SAFETY: `attr` is plain data of the length that is passed; pointers inside it are set by the
     // callers below, from slices that outlive the call. The kernel reads zeros beyond the length.
     let ret = unsafe {
@@ -201,35 +205,6 @@ pub fn map_lookup<K: NoUninit, V: Pod>(
     bpf(Command::MapLookup, &mut attr).map(drop)
 }
 
-/// Sets many elements in one call.
-pub fn map_update_batch<K: NoUninit, V: NoUninit>(
-    map: BorrowedFd<'_>,
-    keys: &[K],
-    values: &[V],
-) -> io::Result<()> {
-    #[repr(C)]
-    #[derive(Clone, Copy, Zeroable, Pod)]
-    struct Attr {
-        in_batch: u64,
-        out_batch: u64,
-        keys: u64,
-        values: u64,
-        count: u32,
-        map_fd: u32,
-        elem_flags: u64,
-        flags: u64,
-    }
-    if keys.is_empty() {
-        return Ok(());
-    }
-    let mut attr = Attr::zeroed();
-    attr.keys = address(keys);
-    attr.values = address(values);
-    attr.count = u32::try_from(keys.len().min(values.len())).unwrap_or(u32::MAX);
-    attr.map_fd = fd_u32(map.as_raw_fd());
-    bpf(Command::MapUpdateBatch, &mut attr).map(drop)
-}
-
 #[repr(C)]
 #[derive(Clone, Copy, Zeroable, Pod)]
 struct ObjectAttr {
@@ -330,11 +305,15 @@ pub struct LinkInfo {
     pub link_type: u32,
     /// Link id.
     pub id: u32,
-    /// Id of its program; zero once it is detached.
+    /// Id of its program.
     pub prog_id: u32,
     zero: u32,
-    /// By link type: for a cgroup its id, for TCX the interface index (low half).
+    /// By link type: for a cgroup its id, for TCX the interface index (low half) and the attach
+    /// type (high half). The part of what it is attached to is zero once it is detached.
     pub target: u64,
+    /// For a cgroup, the attach type.
+    pub attach_type: u32,
+    zero_at_end: u32,
 }
 
 pub(super) fn info<T: Pod>(object: BorrowedFd<'_>) -> io::Result<T> {

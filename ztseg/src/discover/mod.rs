@@ -7,7 +7,7 @@
 pub mod cgroups;
 pub mod interfaces;
 pub mod mounts;
-mod netlink;
+pub(crate) mod netlink;
 mod stop;
 pub mod translation;
 

@@ -14,6 +14,7 @@ use nix::sys::socket::{
 
 // linux/netlink.h
 const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -35,7 +36,7 @@ pub(super) fn open(protocol: SockProtocol, groups: u32) -> io::Result<OwnedFd> {
 
 /// Asks for a dump and hands out the payload of every answer of the kind `answer`; those that
 /// `each` cannot read are malformed.
-pub(super) fn dump(
+pub(crate) fn dump(
     protocol: SockProtocol,
     kind: u16,
     body: &[u8],
@@ -43,7 +44,7 @@ pub(super) fn dump(
     mut each: impl FnMut(&[u8]) -> Option<()>,
 ) -> io::Result<()> {
     let socket = open(protocol, 0)?;
-    send(socket.as_raw_fd(), &request(kind, body), MsgFlags::empty())?;
+    send(socket.as_raw_fd(), &request(kind, NLM_F_REQUEST | NLM_F_DUMP, body), MsgFlags::empty())?;
     let mut buffer = vec![0; DATAGRAM];
     loop {
         let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
@@ -53,11 +54,26 @@ pub(super) fn dump(
     }
 }
 
-fn request(kind: u16, body: &[u8]) -> Vec<u8> {
+/// Asks for a change and waits for the kernel's answer.
+pub(crate) fn change(protocol: SockProtocol, kind: u16, body: &[u8]) -> io::Result<()> {
+    let socket = open(protocol, 0)?;
+    let message = request(kind, NLM_F_REQUEST | NLM_F_ACK, body);
+    send(socket.as_raw_fd(), &message, MsgFlags::empty())?;
+    let mut buffer = vec![0; DATAGRAM];
+    let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+    // `struct nlmsgerr` begins with the error, zero for none.
+    match word(&buffer[..length], HEADER).map(u32::cast_signed) {
+        Some(0) => Ok(()),
+        Some(code) => Err(Errno::from_raw(code.saturating_neg()).into()),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+fn request(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(HEADER + body.len()).unwrap_or(u32::MAX);
     let mut message = length.to_ne_bytes().to_vec();
     message.extend(kind.to_ne_bytes());
-    message.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
     message.extend([0; 8]);
     message.extend(body);
     message
@@ -91,7 +107,7 @@ pub(super) fn parse(
 }
 
 /// The value of the first attribute (`struct nlattr`) of a kind.
-pub(super) fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
+pub(crate) fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
     loop {
         let length = usize::from(half(attributes, 0)?);
         let value = attributes.get(4..length)?;
@@ -103,7 +119,7 @@ pub(super) fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
 }
 
 /// Four bytes in host order.
-pub(super) fn word(bytes: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|b| u32::from_ne_bytes(*b))
 }
 
@@ -112,7 +128,7 @@ fn half(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 /// A string that may end with a zero.
-pub(super) fn text(value: &[u8]) -> String {
+pub(crate) fn text(value: &[u8]) -> String {
     let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());
     String::from_utf8_lossy(&value[..end]).into_owned()
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::broadcast;
 
-use crate::api::types::{EventLine, EventRecord};
+use crate::api::types::EventLine;
 
 /// How many events are kept for `events --last`.
 pub const KEPT: usize = 1000;
@@ -18,8 +18,8 @@ pub const QUEUE: usize = 4096;
 
 #[derive(Debug)]
 struct Inner {
-    last: VecDeque<Arc<EventRecord>>,
-    readers: broadcast::Sender<Arc<EventRecord>>,
+    last: VecDeque<Arc<EventLine>>,
+    readers: broadcast::Sender<Arc<EventLine>>,
 }
 
 /// The log; cheap to share.
@@ -44,8 +44,8 @@ impl EventLog {
     }
 
     /// Adds an event.
-    pub fn publish(&self, event: EventRecord) {
-        let event = Arc::new(event);
+    pub fn publish(&self, event: impl Into<EventLine>) {
+        let event = Arc::new(event.into());
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if inner.last.len() == KEPT {
             inner.last.pop_front();
@@ -56,7 +56,7 @@ impl EventLog {
     }
 
     /// The last events, at most `last`, and what follows them without a gap.
-    pub fn read(&self, last: usize) -> (Vec<Arc<EventRecord>>, Follower) {
+    pub fn read(&self, last: usize) -> (Vec<Arc<EventLine>>, Follower) {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let skip = inner.last.len().saturating_sub(last);
         let events = inner.last.iter().skip(skip).cloned().collect();
@@ -78,14 +78,14 @@ impl EventLog {
 #[derive(Debug)]
 pub struct Follower {
     lost: Arc<AtomicU64>,
-    queue: broadcast::Receiver<Arc<EventRecord>>,
+    queue: broadcast::Receiver<Arc<EventLine>>,
 }
 
 impl Follower {
     /// The next event, or how many were lost before it; nothing when the agent ends.
     pub async fn next(&mut self) -> Option<EventLine> {
         match self.queue.recv().await {
-            Ok(event) => Some(EventLine::Event(Box::new(Arc::unwrap_or_clone(event)))),
+            Ok(event) => Some(Arc::unwrap_or_clone(event)),
             Err(broadcast::error::RecvError::Lagged(lost)) => {
                 self.lost.fetch_add(lost, Ordering::Relaxed);
                 Some(EventLine::Lost { lost })

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use super::safe;
-use crate::api::types::{EventRecord, EventVerdict};
+use crate::api::types::{EventRecord, EventVerdict, SecurityRecord};
 
 /// The line, without a line end: time, source, destination, protocol, verdict, and in brackets
 /// everything else.
@@ -40,6 +40,17 @@ pub fn line(event: &EventRecord) -> String {
     }
     line.push(')');
     safe(&line)
+}
+
+/// The line of a security event, without its time: `link-detached: ztseg_ingress at /sys/fs/cgroup
+/// (repaired)`.
+pub fn security_line(record: &SecurityRecord) -> String {
+    let SecurityRecord { what, object, error, .. } = record;
+    let outcome = match error {
+        None => "repaired".to_owned(),
+        Some(error) => format!("not repaired: {error}"),
+    };
+    safe(&format!("{what}: {object} ({outcome})"))
 }
 
 /// The name of a verdict, as the JSON has it.

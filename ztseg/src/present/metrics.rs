@@ -55,6 +55,13 @@ pub fn text(status: &Status) -> String {
     }
     registry.register("events", "Reports of the kernel programs, by what became of them", events);
 
+    let tampering = Counters::default();
+    for (what, count) in &status.tampering {
+        tampering.get_or_create(&vec![("what", what.clone())]).inc_by(*count);
+    }
+    let help = "Changes of programs, pins and maps by somebody else, noticed and repaired";
+    registry.register("tampering", help, tampering);
+
     let pressure = Ratios::default();
     for fill in &status.capacity {
         #[expect(clippy::cast_precision_loss, reason = "a ratio for people and alerts")]

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::compact::security_line;
 use super::safe;
 use super::table::{bytes, table};
 use crate::api::types::{Failsafe, Origin, Status};
@@ -47,6 +48,12 @@ pub fn text(status: &Status) -> String {
         let _ = writeln!(out, "\nlast error, at {at} (what ran before still runs):");
         for line in problem.message.lines() {
             let _ = writeln!(out, "  {}", safe(line));
+        }
+    }
+    if !status.security.is_empty() {
+        out.push_str("\naltered from outside, last:\n");
+        for record in &status.security {
+            let _ = writeln!(out, "  {} {}", seconds(record.time), security_line(record));
         }
     }
     out.push('\n');
@@ -97,7 +104,10 @@ fn counters(status: &Status) -> String {
         ("events_undecodable", status.events_undecodable),
         ("events_lost_by_readers", status.events_lost_by_readers),
     ];
+    let tampering = status.tampering.iter();
+    let tampering = tampering.map(|(what, n)| [format!("tampering {what}"), n.to_string()]);
     let agent = agent.into_iter().map(|(name, n)| [name.to_owned(), n.to_string()]);
+    let agent = agent.chain(tampering);
     table(["counter", "value"], &kernel.chain(agent).collect::<Vec<_>>())
 }
 
@@ -118,7 +128,7 @@ fn maps(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::{Fill, Limit, Map, Problem, Program};
+    use crate::api::types::{Fill, Limit, Map, Problem, Program, SecurityKind, SecurityRecord};
 
     #[test]
     fn failsafe_says_what_is_open_and_for_whom() {
@@ -163,6 +173,15 @@ mod tests {
                 verified_instructions: 1234,
             }],
             counters: [("dropped_ingress".into(), 99)].into(),
+            tampering: [("link-detached".into(), 4)].into(),
+            security: vec![SecurityRecord {
+                time: jiff::Timestamp::UNIX_EPOCH,
+                kind: SecurityKind::Security,
+                what: "link-detached".into(),
+                object: "ztseg_egress at /x".into(),
+                repaired: false,
+                error: Some("gone".into()),
+            }],
             capacity: vec![Fill { option: "verdicts".into(), used: 10, limit: 40 }],
             maps: vec![Map { name: "FLOWS".into(), max_entries: 5, bytes: 2048 }],
             limits: vec![Limit {
@@ -189,6 +208,8 @@ mod tests {
             "99",
             "25 %",
             "2.0 KiB",
+            "  1970-01-01T00:00:00Z link-detached: ztseg_egress at /x (not repaired: gone)",
+            "tampering link-detached",
             "sctp: not seen; use TC",
         ] {
             assert!(text.contains(part), "{part:?} in:\n{text}");

@@ -9,7 +9,9 @@ use ztseg_common::key::WorkloadKey;
 use ztseg_common::value::Workload;
 
 use crate::agent::enforcer::Enforcer;
-use crate::datapath::{Committed, DatapathError, InterfaceSide, MapStatus, Options, ProgramStatus};
+use crate::datapath::{
+    Committed, DatapathError, Finding, InterfaceSide, MapStatus, Options, ProgramStatus,
+};
 use crate::image::Image;
 
 /// One call of a method that changes something.
@@ -31,6 +33,7 @@ struct State {
     events: Vec<Event>,
     unreadable: u64,
     fails: bool,
+    findings: Vec<Finding>,
 }
 
 /// Clones share their state.
@@ -51,6 +54,11 @@ impl Fake {
     /// Puts a record into the ring buffer.
     pub(super) fn push(&self, event: Event) {
         self.0.lock().unwrap().events.push(event);
+    }
+
+    /// What every inspection finds from now on.
+    pub(super) fn find(&self, findings: Vec<Finding>) {
+        self.0.lock().unwrap().findings = findings;
     }
 
     /// Records that the datapath itself cannot read.
@@ -108,8 +116,12 @@ impl Enforcer for Fake {
         self.call(Call::Remove { key })
     }
 
-    fn set_early_answers(&self, on: bool) {
+    fn set_early_answers(&mut self, on: bool) {
         let _ = self.call(Call::EarlyAnswers(on));
+    }
+
+    fn inspect(&mut self) -> Vec<Finding> {
+        self.0.lock().unwrap().findings.clone()
     }
 
     fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64 {

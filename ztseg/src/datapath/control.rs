@@ -1,0 +1,98 @@
+//! The control word, and what the agent has written there: whatever else it says, somebody else
+//! wrote.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
+
+use ztseg_common::value::Control;
+
+use super::sys::ControlPage;
+
+/// The control word of the programs. Every change goes through here.
+#[derive(Debug)]
+pub struct ControlWord {
+    page: ControlPage,
+    written: Control,
+}
+
+impl ControlWord {
+    /// Maps it. What an earlier agent wrote is taken over.
+    pub fn open(map: BorrowedFd<'_>) -> io::Result<Self> {
+        let page = ControlPage::map(map)?;
+        let written = page.read();
+        Ok(Self { page, written })
+    }
+
+    /// What this agent has written.
+    pub const fn written(&self) -> &Control {
+        &self.written
+    }
+
+    /// [`Control::stamp`]
+    pub fn set_stamp(&mut self, stamp: u64) {
+        self.written.stamp = stamp;
+        self.page.stamp().store(stamp, Ordering::Release);
+    }
+
+    /// Adds to [`Control::levels`].
+    pub fn add_levels(&mut self, levels: u32) {
+        self.written.levels |= levels;
+        self.page.levels().store(self.written.levels, Ordering::Relaxed);
+    }
+
+    /// Sets or clears a flag of [`Control::flags`].
+    pub fn set_flag(&mut self, flag: u32, on: bool) {
+        let flags = self.written.flags;
+        self.written.flags = if on { flags | flag } else { flags & !flag };
+        self.page.flags().store(self.written.flags, Ordering::Relaxed);
+    }
+
+    /// [`Control::adopt_until`]
+    pub fn set_adopt_until(&mut self, time: u64) {
+        self.written.adopt_until = time;
+        self.page.adopt_until().store(time, Ordering::Relaxed);
+    }
+
+    /// What does not change while an agent runs.
+    pub fn set_host(&mut self, hz: u32, event_budget: u32, netns: u64) {
+        (self.written.hz, self.written.event_budget) = (hz, event_budget);
+        self.written.netns = netns;
+        self.page.hz().store(hz, Ordering::Relaxed);
+        self.page.event_budget().store(event_budget, Ordering::Relaxed);
+        self.page.netns().store(netns, Ordering::Relaxed);
+    }
+
+    /// Puts right what somebody else has changed; gives the names of those fields.
+    pub fn restore(&self) -> Vec<&'static str> {
+        let (is, page) = (self.page.read(), &self.page);
+        let Control { stamp, levels, flags, netns, adopt_until, hz, event_budget, .. } =
+            self.written;
+        let mut altered = Vec::new();
+        let words = [
+            ("netns", is.netns, netns, page.netns()),
+            ("adopt_until", is.adopt_until, adopt_until, page.adopt_until()),
+            // Last: a decision begins with the stamp.
+            ("stamp", is.stamp, stamp, page.stamp()),
+        ];
+        let halves = [
+            ("levels", is.levels, levels, page.levels()),
+            ("flags", is.flags, flags, page.flags()),
+            ("hz", is.hz, hz, page.hz()),
+            ("event_budget", is.event_budget, event_budget, page.event_budget()),
+        ];
+        for (name, is, written, word) in halves {
+            if is != written {
+                word.store(written, Ordering::Relaxed);
+                altered.push(name);
+            }
+        }
+        for (name, is, written, word) in words {
+            if is != written {
+                word.store(written, Ordering::Release);
+                altered.push(name);
+            }
+        }
+        altered
+    }
+}
