@@ -142,12 +142,13 @@ impl Scene {
     }
 }
 
-fn ifindex(world: &World) -> Result<u32> {
+/// The index of the guest's interface.
+pub(crate) fn ifindex(world: &World) -> Result<u32> {
     in_namespace(world, || Ok(nix::net::if_::if_nametoindex("zt-tap0")?))
 }
 
 /// Does something in the world's namespace `host`.
-fn in_namespace<T: Send + 'static>(
+pub(crate) fn in_namespace<T: Send + 'static>(
     world: &World,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

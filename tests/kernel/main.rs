@@ -18,6 +18,7 @@ mod matrix;
 mod programs;
 mod sequences;
 mod toolchain;
+mod upgrade;
 mod worlds;
 
 use std::process::ExitCode;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         behind::TESTS,
         failsafe::TESTS,
         life::TESTS,
+        upgrade::TESTS,
     ]
     .concat();
     let mut trials: Vec<Trial> =

@@ -203,7 +203,12 @@ impl Agent {
 
     /// Stops it as systemd does; an error if it does not end well.
     pub fn stop(&mut self) -> Result<()> {
-        self.signal(Signal::SIGTERM)?;
+        self.stop_by(Signal::SIGTERM)
+    }
+
+    /// As [`Agent::stop`], by another signal.
+    pub fn stop_by(&mut self, signal: Signal) -> Result<()> {
+        self.signal(signal)?;
         let process = self.process.take().context("the agent does not run")?;
         let (status, _, err) = process.wait(patient(COMMAND))?;
         ensure!(status.success(), "the agent ended with {status}: {err}");

@@ -93,6 +93,8 @@ pub struct Core<E> {
     pub(super) workload_error: Option<Problem>,
     /// Workloads that may be other in the kernel than in the inventory.
     dirty: BTreeSet<WorkloadKey>,
+    /// Whether what another version left in force is gone.
+    retired: bool,
     retry_at: Option<Instant>,
 }
 
@@ -142,10 +144,12 @@ impl<E: Enforcer> Core<E> {
             policy_error: None,
             workload_error: None,
             dirty: BTreeSet::new(),
+            retired: false,
             retry_at: None,
         };
         core.accept(generation, prepared, Origin::Configured, files);
         core.settle();
+        core.retire_others();
         Ok(core)
     }
 
@@ -303,6 +307,29 @@ impl<E: Enforcer> Core<E> {
     pub fn retry(&mut self) {
         if self.retry_at.is_some_and(|at| at <= Instant::now()) {
             self.settle();
+            self.retire_others();
+        }
+    }
+
+    /// Removes what an agent of another version left in force, once this one's programs are
+    /// attached everywhere.
+    fn retire_others(&mut self) {
+        if self.retired || self.workload_error.is_some() {
+            return;
+        }
+        match self.enforcer.retire_others() {
+            Ok(lines) => {
+                for line in lines {
+                    tracing::info!("{line}");
+                }
+                self.retired = true;
+            }
+            Err(e) => {
+                let message = full(&e);
+                tracing::error!("{message}");
+                self.workload_error = Some(Problem { at: Timestamp::now(), message });
+                self.retry_at = Some(Instant::now() + RETRY);
+            }
         }
     }
 

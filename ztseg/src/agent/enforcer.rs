@@ -33,6 +33,7 @@ pub trait Enforcer: Sized {
     fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError>;
     fn set_early_answers(&mut self, on: bool);
     fn inspect(&mut self) -> Vec<Finding>;
+    fn retire_others(&mut self) -> Result<Vec<String>, DatapathError>;
     fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64;
     fn event_fd(&self) -> Result<OwnedFd, DatapathError>;
     fn counters(&self) -> Result<BTreeMap<Counter, u64>, DatapathError>;
@@ -83,6 +84,10 @@ impl Enforcer for Datapath {
 
     fn inspect(&mut self) -> Vec<Finding> {
         Self::inspect(self)
+    }
+
+    fn retire_others(&mut self) -> Result<Vec<String>, DatapathError> {
+        Self::retire_others(self)
     }
 
     fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64 {

@@ -87,7 +87,8 @@ fn core() -> (Core<Fake>, Fake) {
 #[test]
 fn the_first_policy_is_committed_before_anything_is_attached() {
     let (core, fake) = core();
-    assert_eq!(fake.take(), [Call::Commit { workloads: 2 }, Call::AttachCgroup]);
+    let calls = [Call::Commit { workloads: 2 }, Call::AttachCgroup, Call::RetireOthers];
+    assert_eq!(fake.take(), calls);
     let status = core.status();
     assert_eq!((status.generation, status.cgroups), (1, 3));
     assert_eq!(status.workloads_by_segment["web"], 1);

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use aya::programs::{TcAttachType, tc};
 
-use super::programs::{TC_PROGRAMS, has_tcx, kernel, remove_link};
-use super::{DatapathError, bpffs};
+use super::programs::{TC_PROGRAMS, has_tcx, kernel, remove_clsact, remove_link};
+use super::{DatapathError, bpffs, versions};
 
 /// Detaches every pinned link of every ABI version, then removes the pins.
 pub fn all(folder: &Path) -> Result<Vec<String>, DatapathError> {
@@ -15,7 +15,7 @@ pub fn all(folder: &Path) -> Result<Vec<String>, DatapathError> {
         return Ok(Vec::new());
     }
     let lock = bpffs::lock(folder)?;
-    let done = versions(folder).map_err(|e| kernel("detaching", e))?;
+    let done = everything(folder).map_err(|e| kernel("detaching", e))?;
     drop(lock);
     match fs::remove_dir(folder) {
         // The folder may be a mount point, or hold what is not ours.
@@ -26,13 +26,9 @@ pub fn all(folder: &Path) -> Result<Vec<String>, DatapathError> {
     Ok(done)
 }
 
-fn versions(folder: &Path) -> io::Result<Vec<String>> {
-    let mut done = Vec::new();
-    for version in fs::read_dir(folder)? {
-        let version = version?.path();
-        if !version.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"v")) {
-            continue;
-        }
+fn everything(folder: &Path) -> io::Result<Vec<String>> {
+    let mut done = if has_tcx() { Vec::new() } else { filters() };
+    for version in versions::versions(folder)? {
         for link in entries(&version.join("links"))? {
             let name = file_name(&link);
             if remove_link(&link)? {
@@ -43,18 +39,25 @@ fn versions(folder: &Path) -> io::Result<Vec<String>> {
             fs::remove_file(&map)?;
             done.push(format!("removed map {}", file_name(&map)));
         }
-        for inner in ["links", "maps"] {
-            let inner = version.join(inner);
-            if inner.exists() {
-                fs::remove_dir(inner)?;
+        for note in entries(&version.join("clsact"))? {
+            if let Ok(ifindex) = file_name(&note).parse() {
+                remove_clsact(&version.join("clsact"), ifindex);
             }
         }
-        fs::remove_dir(&version)?;
-    }
-    if !has_tcx() {
-        done.extend(filters());
+        remove_folders(&version)?;
     }
     Ok(done)
+}
+
+/// Removes the folder of a version, which must have no pins any more.
+pub fn remove_folders(version: &Path) -> io::Result<()> {
+    for inner in ["links", "maps", "clsact"] {
+        let inner = version.join(inner);
+        if inner.exists() {
+            fs::remove_dir(inner)?;
+        }
+    }
+    fs::remove_dir(version)
 }
 
 /// Removes our classic TC filters from every interface; they have no pins.
@@ -74,7 +77,8 @@ fn filters() -> Vec<String> {
     done
 }
 
-fn entries(folder: &Path) -> io::Result<Vec<std::path::PathBuf>> {
+/// What is in a folder, which need not be there.
+pub fn entries(folder: &Path) -> io::Result<Vec<std::path::PathBuf>> {
     match fs::read_dir(folder) {
         Ok(entries) => entries.map(|e| Ok(e?.path())).collect(),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -82,6 +86,7 @@ fn entries(folder: &Path) -> io::Result<Vec<std::path::PathBuf>> {
     }
 }
 
-fn file_name(path: &Path) -> String {
+/// The last part of a path.
+pub fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

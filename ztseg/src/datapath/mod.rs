@@ -19,6 +19,7 @@ pub mod object;
 mod pin;
 mod programs;
 pub mod sys;
+mod versions;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -296,10 +297,37 @@ impl Datapath {
             let whole = is_whole_hierarchy(root)
                 .map_err(|e| kernel(&format!("opening the cgroup {}", root.display()), e))?;
             self.control.set_flag(CONTROL_WHOLE_HIERARCHY, whole);
+            // Before, for the first packets that the programs see; and what came in between.
+            self.carry_flows()?;
+            let root = &self.options.cgroup_root;
             self.links.extend(programs::attach_cgroup(&self.ebpf, &self.pins, root)?);
+            self.carry_flows()?;
             self.cgroup_attached = true;
         }
         Ok(())
+    }
+
+    fn carry_flows(&self) -> Result<(), DatapathError> {
+        let doing = "taking over the flows of another version";
+        let others = versions::others(&self.options.bpffs, &self.pins);
+        for other in others.map_err(|e| kernel(doing, e))? {
+            let flows = versions::carry_flows(&other, &self.pins).map_err(|e| kernel(doing, e))?;
+            tracing::debug!("{flows} flows of {} were taken over", other.display());
+        }
+        Ok(())
+    }
+
+    /// Detaches and removes what an agent of another ABI version left in force; to be called when
+    /// this one's programs are attached everywhere. Says what it removed, one line each.
+    pub fn retire_others(&mut self) -> Result<Vec<String>, DatapathError> {
+        let failed = |e| kernel("removing what another version left", e);
+        let mut done = Vec::new();
+        for other in versions::others(&self.options.bpffs, &self.pins).map_err(failed)? {
+            // Flows at interfaces, whose programs were attached since.
+            self.carry_flows()?;
+            done.extend(versions::retire(&other, &self.pins).map_err(failed)?);
+        }
+        Ok(done)
     }
 
     /// Attaches the TC programs to an interface of the agent's network namespace.

@@ -24,6 +24,7 @@ pub(super) enum Call {
     Put { key: WorkloadKey, level: Option<u32> },
     Remove { key: WorkloadKey },
     EarlyAnswers(bool),
+    RetireOthers,
 }
 
 #[derive(Debug, Default)]
@@ -122,6 +123,11 @@ impl Enforcer for Fake {
 
     fn inspect(&mut self) -> Vec<Finding> {
         self.0.lock().unwrap().findings.clone()
+    }
+
+    fn retire_others(&mut self) -> Result<Vec<String>, DatapathError> {
+        self.call(Call::RetireOthers)?;
+        Ok(Vec::new())
     }
 
     fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64 {

@@ -1,0 +1,84 @@
+//! Upgrades: what an agent of another ABI version left in force.
+//!
+//! Its programs stay attached until this agent's are, so a packet passes only where both let it:
+//! nothing that is denied passes in between. Who opened a flow is carried over from its flow
+//! table, so that a reply is not taken for a new flow; verdicts are not.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+use ztseg_common::key::FlowKey;
+use ztseg_common::state::FlowState;
+
+use super::programs::{Pins, remove_link};
+use super::{detach, sys};
+
+/// The folders of other versions.
+pub fn others(bpffs: &Path, pins: &Pins) -> io::Result<Vec<PathBuf>> {
+    let mut found = versions(bpffs)?;
+    found.retain(|folder| *folder != pins.root);
+    Ok(found)
+}
+
+/// The folders of all versions, sorted.
+pub fn versions(bpffs: &Path) -> io::Result<Vec<PathBuf>> {
+    let number = |folder: &PathBuf| -> Option<u32> {
+        folder.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()
+    };
+    let mut found = detach::entries(bpffs)?;
+    found.retain(|folder| number(folder).is_some() && folder.is_dir());
+    found.sort();
+    Ok(found)
+}
+
+/// Copies the flows that are missing here, without their verdicts, so that each is judged again
+/// with its role. Gives how many; none where the other version's table is of another layout.
+pub fn carry_flows(other: &Path, pins: &Pins) -> io::Result<usize> {
+    let old = match sys::open_pinned(&other.join("maps/FLOWS")) {
+        Ok(old) => old,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(e) => return Err(e),
+    };
+    let info = sys::map_info(old.as_fd())?;
+    if (info.key_size as usize, info.value_size as usize)
+        != (size_of::<FlowKey>(), size_of::<FlowState>())
+    {
+        return Ok(0);
+    }
+    let new = sys::open_pinned(&pins.maps().join("FLOWS"))?;
+    let known: HashSet<FlowKey> =
+        sys::map_dump::<FlowKey, FlowState>(new.as_fd())?.into_iter().map(|(key, _)| key).collect();
+    let (keys, values): (Vec<_>, Vec<_>) = sys::map_dump::<FlowKey, FlowState>(old.as_fd())?
+        .into_iter()
+        .filter(|(key, _)| !known.contains(key))
+        .map(|(key, state)| (key, FlowState { stamp: 0, ..state }))
+        .unzip();
+    sys::map_update_batch(new.as_fd(), &keys, &values)?;
+    Ok(keys.len())
+}
+
+/// Detaches what another version left, and removes its pins. Says what it removed, one line each.
+pub fn retire(other: &Path, pins: &Pins) -> io::Result<Vec<String>> {
+    let mut done = Vec::new();
+    let version = detach::file_name(other);
+    for link in detach::entries(&other.join("links"))? {
+        let name = detach::file_name(&link);
+        if remove_link(&link)? {
+            done.push(format!("detached {name} of layouts {version}"));
+        }
+    }
+    for map in detach::entries(&other.join("maps"))? {
+        fs::remove_file(&map)?;
+    }
+    // The qdiscs that it made are this agent's to remove now.
+    for note in detach::entries(&other.join("clsact"))? {
+        fs::create_dir_all(pins.clsact().join(detach::file_name(&note)))?;
+        fs::remove_dir(note)?;
+    }
+    detach::remove_folders(other)?;
+    done.push(format!("removed the maps of layouts {version}"));
+    Ok(done)
+}
