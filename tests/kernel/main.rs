@@ -7,6 +7,7 @@
 
 mod agents;
 mod behind;
+mod boot;
 mod commit;
 mod differential;
 mod environment;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         failsafe::TESTS,
         life::TESTS,
         upgrade::TESTS,
+        boot::TESTS,
     ]
     .concat();
     let mut trials: Vec<Trial> =

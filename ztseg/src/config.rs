@@ -26,6 +26,16 @@ pub enum OnExit {
     Detach,
 }
 
+/// What is enforced where the configured policy cannot be loaded when the agent starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Boot {
+    /// Nothing new: the agent does not start.
+    #[default]
+    Open,
+    /// The last good policy; where there is none, all is closed but failsafe and loopback.
+    Closed,
+}
+
 /// The agent's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -41,6 +51,8 @@ pub struct Config {
     pub policies: Vec<PathBuf>,
     /// What happens to the programs when the agent stops.
     pub on_exit: OnExit,
+    /// What is enforced at the start where the policy is broken.
+    pub boot: Boot,
     /// What stays open for the host whatever the policy says.
     pub failsafe: Failsafe,
     /// Ceilings of the maps.
@@ -56,6 +68,7 @@ impl Default for Config {
             socket: "/run/ztseg/ztseg.sock".into(),
             policies: vec!["/etc/ztseg/policies".into()],
             on_exit: OnExit::Keep,
+            boot: Boot::Open,
             failsafe: Failsafe::default(),
             capacity: Capacity::default(),
         }
@@ -155,10 +168,7 @@ impl Config {
             let read = |n| path(cx, n, "an entry of `policies`", "`/etc/ztseg/policies`");
             self.policies = items.iter().filter_map(read).collect();
         }
-        let later = [
-            ("unmanaged", "allow", &["audit", "quarantine"][..]),
-            ("boot", "open", &["closed"][..]),
-        ];
+        let later = [("unmanaged", "allow", &["audit", "quarantine"][..])];
         for (key, now, later) in later {
             let Some(node) = fields.get(key) else { continue };
             match &node.value {
@@ -177,6 +187,10 @@ impl Config {
         if let Some(node) = fields.get("onExit") {
             let words = [("keep", OnExit::Keep), ("detach", OnExit::Detach)];
             self.on_exit = cx.choice(node, "`onExit`", &words).unwrap_or_default();
+        }
+        if let Some(node) = fields.get("boot") {
+            let words = [("open", Boot::Open), ("closed", Boot::Closed)];
+            self.boot = cx.choice(node, "`boot`", &words).unwrap_or_default();
         }
         if let Some(node) = fields.get("failsafe")
             && let Some(fields) = Fields::read(cx, node, &FAILSAFE, "`{ inbound: [\"tcp:22\"] }`")
@@ -214,8 +228,12 @@ impl Config {
 
     /// The settings as a file that gives them.
     pub fn to_yaml(&self) -> String {
-        let Self { cgroup_root, bpffs, state_dir, socket, policies, on_exit, failsafe, capacity } =
-            self;
+        let Self { cgroup_root, bpffs, state_dir, socket, policies, on_exit, .. } = self;
+        let Self { boot, failsafe, capacity, .. } = self;
+        let boot = match boot {
+            Boot::Open => "open",
+            Boot::Closed => "closed",
+        };
         let root = cgroup_root.as_deref().map_or_else(|| "auto".to_owned(), scalar);
         let policies: Vec<_> = policies.iter().map(|p| scalar(p)).collect();
         let on_exit = match on_exit {
@@ -241,7 +259,7 @@ impl Config {
             ("policies", format!("[{}]", policies.join(", "))),
             ("unmanaged", "allow".to_owned()),
             ("onExit", on_exit.to_owned()),
-            ("boot", "open".to_owned()),
+            ("boot", boot.to_owned()),
             ("failsafe", failsafe),
         ] {
             // Writing to a string does not fail.
@@ -336,6 +354,7 @@ mod tests {
             socket: "/run/other.sock".into(),
             policies: vec!["/etc/a b".into(), "/etc/c".into()],
             on_exit: OnExit::Detach,
+            boot: Boot::Closed,
             failsafe: Failsafe {
                 inbound: vec![],
                 outbound: vec![Opening::parse("tcp:[2001:db8::/32]:443").expect("read")],
@@ -364,7 +383,7 @@ config.yaml:1:13: error: `cgroupRoot` is `sys/fs/cgroup`, which is not an absolu
 config.yaml:2:1: error: unknown field `sockt` in the configuration; did you mean `socket`?
 config.yaml:3:11: error: `policies` is a single value, but must be a list; write `[/etc/ztseg/policies]`
 config.yaml:4:12: error: `unmanaged: quarantine` is not supported yet by this version of ztseg; write `unmanaged: allow`
-config.yaml:5:7: error: `boot` cannot be `never`; write `open`
+config.yaml:5:7: error: `boot` cannot be `never`; write `open` or `closed`
 config.yaml:6:9: error: `onExit` cannot be `kep`; did you mean `keep`?
 config.yaml:7:1: error: `metrics` in the configuration is not supported yet by this version of ztseg; remove it; read counters with `ztseg status` until then
 config.yaml:8:20: error: `capacity.flows` is 1023, which is out of range; write 1024 to 16777216; the default is 131072

@@ -10,7 +10,9 @@ use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 use ztseg_common::key::{WorkloadKey, interface_of};
 
+use super::boot::First;
 use super::enforcer::Enforcer;
+use super::lastgood::LastGood;
 use super::prepare::{self, Prepared};
 use super::security::Security;
 use super::sources::PolicyFiles;
@@ -42,6 +44,8 @@ pub struct Options {
     pub capacity: Capacity,
     /// What stays open for the host.
     pub failsafe: Failsafe,
+    /// Where the last good policy is kept; nowhere in tests.
+    pub state_dir: Option<PathBuf>,
     /// To show.
     pub cgroup_root: PathBuf,
     /// To show.
@@ -95,6 +99,9 @@ pub struct Core<E> {
     dirty: BTreeSet<WorkloadKey>,
     /// Whether what another version left in force is gone.
     retired: bool,
+    last_good: Option<LastGood>,
+    /// Why the last good policy is not what is kept.
+    pub(super) not_kept: Option<String>,
     retry_at: Option<Instant>,
 }
 
@@ -114,10 +121,11 @@ impl<E: Enforcer> Core<E> {
         options: Options,
         mut enforcer: E,
         found: Found,
-        files: &PolicyFiles,
-        prepared: Prepared,
+        first: First,
         events: Arc<EventLog>,
     ) -> Result<Self, DatapathError> {
+        let First { files, prepared, origin, error } = first;
+        let last_good = options.state_dir.as_deref().map(LastGood::new);
         let generation = enforcer.commit(&prepared.image)?.generation;
         enforcer.attach_cgroup()?;
         let mut core = Self {
@@ -145,9 +153,18 @@ impl<E: Enforcer> Core<E> {
             workload_error: None,
             dirty: BTreeSet::new(),
             retired: false,
+            last_good,
+            not_kept: None,
             retry_at: None,
         };
-        core.accept(generation, prepared, Origin::Configured, files);
+        core.accept(generation, prepared, origin, &files);
+        match error {
+            None => core.remember(&files.sources),
+            Some(message) => {
+                tracing::error!("{message}");
+                core.policy_error = Some(Problem { at: Timestamp::now(), message });
+            }
+        }
         core.settle();
         core.retire_others();
         Ok(core)
@@ -197,6 +214,7 @@ impl<E: Enforcer> Core<E> {
             prepare::prepare(&files.sources, *audit, failsafe, &self.inventory, capacity)?;
         let committed = self.enforcer.commit(&prepared.image).map_err(|e| full(&e))?;
         self.accept(committed.generation, prepared, origin, files);
+        self.remember(&files.sources);
         let members = self.inventory.memberships();
         Ok(Applied {
             generation: committed.generation,
@@ -206,6 +224,16 @@ impl<E: Enforcer> Core<E> {
             workloads: members.filter(|m| self.running.resolved.has_own(&m.segments)).count(),
             warnings: files.warnings.clone(),
         })
+    }
+
+    /// Keeps what was committed as the last good policy.
+    fn remember(&mut self, sources: &[Source]) {
+        let Some(file) = &mut self.last_good else { return };
+        self.not_kept = file.save(sources, Timestamp::now()).err().map(|e| {
+            let text = format!("the policy cannot be kept as the last good one: {e}");
+            tracing::warn!("{text}");
+            text
+        });
     }
 
     /// Takes over what was committed.

@@ -11,15 +11,16 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
+use super::boot::first;
 use super::core::{Core, Found, Options as CoreOptions, full, interface_facts};
 use super::enforcer::Enforcer;
 use super::handle::Handle;
+use super::lastgood::LastGood;
 use super::prepare::prepare;
 use super::run::{Inputs, PolicyPaths, run};
-use super::sources::PolicyFiles;
 use super::watch::FileWatch;
 use crate::api::server::{self, Bound};
-use crate::config::{Config, OnExit};
+use crate::config::{Boot, Config, OnExit};
 use crate::datapath::{DatapathError, Options};
 use crate::discover;
 use crate::discover::cgroups::CgroupWatcher;
@@ -27,6 +28,7 @@ use crate::discover::interfaces::InterfaceWatcher;
 use crate::discover::mounts::cgroup_root;
 use crate::events::log::EventLog;
 use crate::inventory::Inventory;
+use crate::policy::source::Source;
 
 /// Everything that `ztseg run` can be told.
 #[derive(Clone, Debug)]
@@ -74,7 +76,16 @@ pub fn agent<E: Enforcer>(
     open: impl FnOnce(&Options) -> Result<E, DatapathError>,
 ) -> Result<(), StartError> {
     let config = &settings.config;
-    let files = settings.policy.read().map_err(StartError::Input)?;
+    let closed = config.boot == Boot::Closed;
+    let mut policy = settings.policy.clone();
+    if closed {
+        // A folder that is missing is no policy to boot with.
+        policy.optional.clear();
+    }
+    let files = match policy.read() {
+        Err(text) if !closed => return Err(StartError::Input(text)),
+        files => files,
+    };
     permitted()?;
     let root = cgroup_root(config.cgroup_root.as_deref())
         .map_err(|e| StartError::Refused(e.to_string()))?;
@@ -92,8 +103,12 @@ pub fn agent<E: Enforcer>(
     }
     inventory.set_interfaces(interface_facts(&interfaces));
     let failsafe = &config.failsafe;
-    let prepared = prepare(&files.sources, settings.audit, failsafe, &inventory, &config.capacity)
-        .map_err(StartError::Input)?;
+    let last_good = LastGood::new(&config.state_dir);
+    let prepare = |sources: &[Source]| {
+        prepare(sources, settings.audit, failsafe, &inventory, &config.capacity)
+    };
+    let first =
+        first(files, config.boot, || last_good.load(), prepare).map_err(StartError::Input)?;
 
     let options = Options {
         bpffs: config.bpffs.clone(),
@@ -107,15 +122,21 @@ pub fn agent<E: Enforcer>(
         audit: settings.audit,
         capacity: config.capacity,
         failsafe: failsafe.clone(),
+        state_dir: Some(config.state_dir.clone()),
         cgroup_root: root.path,
         bpffs: config.bpffs.clone(),
     };
     let events = Arc::new(EventLog::default());
-    let core = Core::start(core_options, enforcer, found, &files, prepared, events.clone())?;
+    // What is in force is not what is configured: whatever is found there next is applied.
+    let last = first.error.is_none().then(|| first.files.sources.clone());
+    for warning in &first.files.warnings {
+        tracing::warn!("{warning}");
+    }
+    let core = Core::start(core_options, enforcer, found, first, events.clone())?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| refused("no runtime")(&e))?;
-    let core = runtime.block_on(until_stopped(settings, core, files, bound, events, reports))?;
+    let core = runtime.block_on(until_stopped(policy, core, last, bound, events, reports))?;
     if config.on_exit == OnExit::Detach {
         for line in core.into_enforcer().detach(&options)? {
             tracing::info!("{line}");
@@ -125,9 +146,9 @@ pub fn agent<E: Enforcer>(
 }
 
 async fn until_stopped<E: Enforcer>(
-    settings: &Settings,
+    policy: PolicyPaths,
     core: Core<E>,
-    files: PolicyFiles,
+    last: Option<Vec<Source>>,
     bound: Bound,
     events: Arc<EventLog>,
     reports: mpsc::Receiver<discover::Discovered>,
@@ -135,7 +156,6 @@ async fn until_stopped<E: Enforcer>(
     let (handle, commands) = Handle::new(events);
     let (stop_api, stopped) = oneshot::channel();
     let api = serve(bound, handle, stopped)?;
-    let policy = settings.policy.clone();
     let watch = FileWatch::start(&policy.paths)
         .inspect_err(|e| {
             tracing::warn!("policy files are not watched ({e}); after a change run `ztseg apply`");
@@ -158,13 +178,10 @@ async fn until_stopped<E: Enforcer>(
         }
         let _ = stop_tx.send(()).await;
     });
-    for warning in &files.warnings {
-        tracing::warn!("{warning}");
-    }
     eprintln!("ready");
     notify(NotifyState::Ready);
     let inputs = Inputs { commands, reports, files: watch, reload, stop };
-    let core = run(core, policy, Some(files.sources), inputs).await;
+    let core = run(core, policy, last, inputs).await;
     notify(NotifyState::Stopping);
     tracing::info!("stopping");
     drop(stop_api);

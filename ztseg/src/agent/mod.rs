@@ -7,6 +7,7 @@
 //! * [`host`]: puts it together on a real host
 //! * [`enforcer`]: what the core needs of the datapath, so that tests do without a kernel
 //! * [`sources`], [`watch`]: policy files, read and watched
+//! * [`boot`], [`lastgood`]: which policy an agent begins with
 //! * [`security`]: what somebody altered in the kernel
 //! * [`report`], [`limits`]: what `status` and `workloads` show
 //!
@@ -14,10 +15,12 @@
 //! (read, parse, resolve, compile) happens beside the running policy, and the datapath's commit is
 //! the one step that changes it.
 
+pub mod boot;
 pub mod core;
 pub mod enforcer;
 pub mod handle;
 pub mod host;
+pub mod lastgood;
 pub mod limits;
 pub mod prepare;
 pub mod report;

@@ -15,6 +15,7 @@ impl<E: Enforcer> Core<E> {
     pub fn status(&self) -> Status {
         let running = &self.running;
         let mut warnings = running.warnings.clone();
+        warnings.extend(self.not_kept.clone());
         let mut ask = |what: &str, error: &dyn std::fmt::Display| {
             warnings.push(format!("{what} cannot be read: {error}"));
         };

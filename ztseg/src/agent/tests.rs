@@ -10,6 +10,7 @@ use ztseg_common::event::Event;
 use ztseg_common::key::workload_interface;
 
 use self::fake::{Call, Fake};
+use super::boot::First;
 use super::core::{Core, Found, Options};
 use super::prepare::prepare;
 use super::sources::PolicyFiles;
@@ -72,11 +73,13 @@ fn core_with(capacity: Capacity, cgroups: &[CgroupFacts]) -> (Core<Fake>, Fake) 
         audit: false,
         capacity,
         failsafe: Failsafe::off(),
+        state_dir: None,
         cgroup_root: Path::new("/cg").into(),
         bpffs: Path::new("/pins").into(),
     };
     let events = Arc::new(EventLog::with_queue(8));
-    let core = Core::start(options, fake.clone(), found, &files, prepared, events);
+    let first = First { files, prepared, origin: Origin::Configured, error: None };
+    let core = Core::start(options, fake.clone(), found, first, events);
     (core.expect("started"), fake)
 }
 

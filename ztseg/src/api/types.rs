@@ -270,6 +270,12 @@ pub enum Origin {
     Configured,
     /// Files that `ztseg apply FILE` sent; the configured ones come back with the next reload.
     Sent,
+    /// The last good policy: the configured files were broken when the agent started
+    /// (`boot: closed`).
+    #[serde(rename = "last-good")]
+    LastGood,
+    /// None could be loaded: all is closed but failsafe and loopback (`boot: closed`).
+    Closed,
 }
 
 /// What stays open for the host itself whatever the policy says; nothing where a list is empty.

@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 use super::{Failure, settings};
 use crate::agent::host::{Settings, StartError, agent};
 use crate::agent::run::PolicyPaths;
-use crate::config::{Config, OnExit};
+use crate::config::{Boot, Config, OnExit};
 use crate::datapath::Datapath;
 
 #[derive(Debug, Args)]
@@ -38,9 +38,18 @@ pub(super) struct Run {
     /// What happens to the programs when the agent stops: they stay and enforce, or are removed
     #[arg(long, value_name = "WHAT")]
     on_exit: Option<OnExitFlag>,
+    /// What is enforced where the policy is broken at the start: nothing new, or the last good one
+    #[arg(long, value_name = "WHAT")]
+    boot: Option<BootFlag>,
     /// Log more, and let the kernel programs log, too
     #[arg(long)]
     debug: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum BootFlag {
+    Open,
+    Closed,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -80,6 +89,11 @@ impl Run {
         match self.on_exit {
             Some(OnExitFlag::Keep) => config.on_exit = OnExit::Keep,
             Some(OnExitFlag::Detach) => config.on_exit = OnExit::Detach,
+            None => {}
+        }
+        match self.boot {
+            Some(BootFlag::Open) => config.boot = Boot::Open,
+            Some(BootFlag::Closed) => config.boot = Boot::Closed,
             None => {}
         }
         let policy = PolicyPaths { paths: config.policies.clone(), optional };
@@ -131,6 +145,7 @@ mod tests {
         assert_eq!(s.config.on_exit, OnExit::Detach);
         assert_eq!(s.policy.paths, [PathBuf::from("a"), PathBuf::from("b")]);
         assert!(s.policy.optional.is_empty());
+        assert_eq!(parsed(&["--boot", "closed"]).config.boot, Boot::Closed);
         assert_eq!(parsed(&["--on-exit", "keep"]).config.on_exit, OnExit::Keep);
     }
 

@@ -24,6 +24,8 @@ pub fn text(status: &Status) -> String {
     let origin = match status.origin {
         Origin::Configured => "",
         Origin::Sent => " (sent by `ztseg apply`; the configured files come back with a reload)",
+        Origin::LastGood => " (THE LAST GOOD ONE: the configured files are broken, see below)",
+        Origin::Closed => " (CLOSED: no policy could be loaded, see below)",
     };
     field("policy", &format!("{} segments, {} rules{origin}", status.segments, status.rules));
     for file in &status.policies {
