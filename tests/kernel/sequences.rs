@@ -62,7 +62,11 @@ impl Line {
         let loaded = ztseg::policy::load(&[source]).map_err(|e| anyhow::anyhow!("{e}"))?;
         let mut inventory = Inventory::new();
         let name = "zt-dummy0".to_owned();
-        inventory.set_interfaces([InterfaceFacts { ifindex: self.ifindex, name }]);
+        inventory.set_interfaces([InterfaceFacts {
+            ifindex: self.ifindex,
+            name,
+            host_side: false,
+        }]);
         inventory.set_policy(&loaded.resolved);
         let members: Vec<_> = inventory.memberships().cloned().collect();
         let image = compile(&loaded.resolved, &members, &Capacity::default())?;

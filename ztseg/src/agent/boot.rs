@@ -101,8 +101,8 @@ mod tests {
         prepare::prepare(sources, false, &Failsafe::default(), &inventory, &capacity)
     }
 
-    fn files(text: &str) -> Result<PolicyFiles, String> {
-        Ok(PolicyFiles { sources: vec![source(text)], warnings: vec![] })
+    fn files(text: &str) -> PolicyFiles {
+        PolicyFiles { sources: vec![source(text)], warnings: vec![] }
     }
 
     const BROKEN: &str = "kind: SegmentPolicy\n";
@@ -110,20 +110,21 @@ mod tests {
     #[test]
     fn a_policy_that_loads_is_the_first_in_any_case() {
         for boot in [Boot::Open, Boot::Closed] {
-            let found = first(files(""), boot, || panic!("not asked"), compile).expect("loads");
+            let found = first(Ok(files("")), boot, || panic!("not asked"), compile).expect("loads");
             assert_eq!((found.origin, found.error), (Origin::Configured, None));
         }
     }
 
     #[test]
     fn open_refuses_what_is_broken() {
-        let found = first(files(BROKEN), Boot::Open, || panic!("not asked"), compile);
+        let found = first(Ok(files(BROKEN)), Boot::Open, || panic!("not asked"), compile);
         assert!(found.expect_err("is refused").contains("x.yaml"));
     }
 
     #[test]
     fn closed_takes_the_last_good_policy_else_none() {
-        let first = |cached| first(files(BROKEN), Boot::Closed, || cached, compile).expect("some");
+        let first =
+            |cached| first(Ok(files(BROKEN)), Boot::Closed, || cached, compile).expect("some");
         let found = first(Ok(Some(vec![source("")])));
         assert_eq!(found.origin, Origin::LastGood);
         assert!(found.error.expect("said").contains("x.yaml"));

@@ -38,7 +38,7 @@ pub const CGROUP_PROGRAMS: [(&str, AttachType); 7] = [
 pub const TC_PROGRAMS: [&str; 4] = ["ztseg_tc_from", "ztseg_tc_to", "ztseg_ip_from", "ztseg_ip_to"];
 
 /// The flow tables, for IPv4 and IPv6; `capacity.flows` is the size of each.
-const FLOW_TABLES: [&str; 2] = ["FLOWS4", "FLOWS6"];
+pub const FLOW_TABLES: [&str; 2] = ["FLOWS4", "FLOWS6"];
 
 /// The maps that outlive an agent, besides [`OUTER`].
 pub const PINNED_MAPS: [&str; 8] =

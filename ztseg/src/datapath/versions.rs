@@ -6,14 +6,16 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::hash::Hash;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use ztseg_common::key::FlowKey;
+use bytemuck::Pod;
+use ztseg_common::key::{FlowKey4, FlowKey6};
 use ztseg_common::state::FlowState;
 
-use super::programs::{Pins, remove_link};
+use super::programs::{FLOW_TABLES, Pins, remove_link};
 use super::{detach, sys};
 
 /// The folders of other versions.
@@ -35,23 +37,28 @@ pub fn versions(bpffs: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Copies the flows that are missing here, without their verdicts, so that each is judged again
-/// with its role. Gives how many; none where the other version's table is of another layout.
+/// with its role. Gives how many; none where the other version's tables are of another layout.
 pub fn carry_flows(other: &Path, pins: &Pins) -> io::Result<usize> {
-    let old = match sys::open_pinned(&other.join("maps/FLOWS")) {
+    let [v4, v6] = FLOW_TABLES;
+    Ok(carry::<FlowKey4>(other, pins, v4)? + carry::<FlowKey6>(other, pins, v6)?)
+}
+
+fn carry<K: Pod + Eq + Hash>(other: &Path, pins: &Pins, table: &str) -> io::Result<usize> {
+    let old = match sys::open_pinned(&other.join("maps").join(table)) {
         Ok(old) => old,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
         Err(e) => return Err(e),
     };
     let info = sys::map_info(old.as_fd())?;
     if (info.key_size as usize, info.value_size as usize)
-        != (size_of::<FlowKey>(), size_of::<FlowState>())
+        != (size_of::<K>(), size_of::<FlowState>())
     {
         return Ok(0);
     }
-    let new = sys::open_pinned(&pins.maps().join("FLOWS"))?;
-    let known: HashSet<FlowKey> =
-        sys::map_dump::<FlowKey, FlowState>(new.as_fd())?.into_iter().map(|(key, _)| key).collect();
-    let (keys, values): (Vec<_>, Vec<_>) = sys::map_dump::<FlowKey, FlowState>(old.as_fd())?
+    let new = sys::open_pinned(&pins.maps().join(table))?;
+    let known: HashSet<K> =
+        sys::map_dump::<K, FlowState>(new.as_fd())?.into_iter().map(|(key, _)| key).collect();
+    let (keys, values): (Vec<_>, Vec<_>) = sys::map_dump::<K, FlowState>(old.as_fd())?
         .into_iter()
         .filter(|(key, _)| !known.contains(key))
         .map(|(key, state)| (key, FlowState { stamp: 0, ..state }))
