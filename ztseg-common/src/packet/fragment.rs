@@ -1,0 +1,67 @@
+//! Fragments.
+
+use super::Packet;
+use crate::addr::proto;
+use crate::verdict::Reason;
+
+/// A whole packet, also one in a single "atomic" fragment (RFC 6946).
+pub const WHOLE: u8 = 0;
+/// The first fragment, with all headers; more follow.
+pub const FIRST: u8 = 1;
+/// A later fragment: no transport header, no ports.
+pub const LATER: u8 = 2;
+
+/// What a header says of its fragment.
+pub(super) struct Fragment {
+    pub(super) id: u32,
+    /// In bytes.
+    pub(super) offset: u16,
+    pub(super) more: bool,
+    /// See [`Packet::fragment_protocol`].
+    pub(super) protocol: u8,
+    /// Bytes of the fragmented data in it.
+    pub(super) data: u16,
+    /// Bytes of headers that each fragment has before its data and that count towards the length
+    /// of the whole.
+    pub(super) before: u16,
+}
+
+impl Fragment {
+    /// Checks the fragment and notes it in `packet`. `next` is the protocol that its data claims to
+    /// be of.
+    #[inline(always)]
+    pub(super) fn apply(&self, next: u8, quoted: bool, packet: &mut Packet) -> Result<(), Reason> {
+        if self.offset == 0 && !self.more {
+            return Ok(());
+        }
+        packet.fragment_id = self.id;
+        packet.fragment_protocol = self.protocol;
+        if self.offset == 0 {
+            packet.fragment = FIRST;
+            packet.fragment_edge = self.data;
+        } else {
+            packet.fragment = LATER;
+            packet.fragment_edge = self.offset;
+        }
+        if quoted {
+            return Ok(());
+        }
+        // All but the last end at a multiple of eight bytes (RFC 791, RFC 8200 section 4.5), none is
+        // empty, and none reaches beyond the longest packet.
+        let end = u32::from(self.before) + u32::from(self.offset) + u32::from(self.data);
+        if self.data == 0 || (self.more && self.data % 8 != 0) || end > 0xffff {
+            return Err(Reason::BadFragment);
+        }
+        // RFC 3128: a first fragment has the whole transport header, so what begins before that
+        // header's end is there to write over it.
+        let header = match next {
+            proto::TCP => 20,
+            proto::SCTP => 12,
+            _ => 0,
+        };
+        if self.offset != 0 && self.offset < header {
+            return Err(Reason::OverlappingFragment);
+        }
+        Ok(())
+    }
+}
