@@ -49,7 +49,7 @@ impl Fragment {
         // All but the last end at a multiple of eight bytes (RFC 791, RFC 8200 section 4.5), none is
         // empty, and none reaches beyond the longest packet.
         let end = u32::from(self.before) + u32::from(self.offset) + u32::from(self.data);
-        if self.data == 0 || (self.more && self.data % 8 != 0) || end > 0xffff {
+        if self.data == 0 || (self.more && !self.data.is_multiple_of(8)) || end > 0xffff {
             return Err(Reason::BadFragment);
         }
         // RFC 3128: a first fragment has the whole transport header, so what begins before that

@@ -69,7 +69,7 @@ fn inverse_and_other_types_are_no_discovery() {
     }
 }
 
-/// (type, bytes behind the first eight): query, report and done of MLDv1, report of MLDv2.
+/// (type, bytes behind the first eight): query, report and done of `MLDv1`, report of `MLDv2`.
 const LISTENER: [(u8, usize); 4] = [(130, 16), (131, 16), (132, 16), (143, 0)];
 
 fn listener(kind: u8, data: usize) -> V6 {

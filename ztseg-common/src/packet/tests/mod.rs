@@ -16,7 +16,7 @@ impl Reader for Plain<'_> {
     const PLAIN_ONLY: bool = true;
 
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        assert!(N <= 2 || N % 4 == 0, "the kernel's reader cannot read {N} bytes");
+        assert!(N <= 2 || N.is_multiple_of(4), "the kernel's reader cannot read {N} bytes");
         self.0.read(offset)
     }
 

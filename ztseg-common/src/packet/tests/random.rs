@@ -31,14 +31,14 @@ impl Upper {
 
 fn upper(v6: bool) -> impl Strategy<Value = Upper> {
     let ports = (any::<u16>(), any::<u16>());
-    let tcp = (ports.clone(), any::<u8>(), 5..16u8, 0..200usize).prop_map(
+    let tcp = (ports, any::<u8>(), 5..16u8, 0..200usize).prop_map(
         |((src_port, dst_port), tcp_flags, words, data)| {
             let bytes = build::tcp(src_port, dst_port, tcp_flags, words, data);
             let upper = Upper::new(6, bytes, 4 * usize::from(words));
             Upper { src_port, dst_port, tcp_flags, ..upper }
         },
     );
-    let udp = (ports.clone(), 0..200usize, prop::option::of(1..30usize)).prop_map(
+    let udp = (ports, 0..200usize, prop::option::of(1..30usize)).prop_map(
         |((src_port, dst_port), data, surplus)| {
             let mut bytes = build::udp(src_port, dst_port, data);
             bytes.extend(vec![0xee; surplus.unwrap_or(0)]);
