@@ -2,7 +2,7 @@
 //! was found once stays a test.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 #[path = "../../tests/fuzz/src/event.rs"]
 mod event;
@@ -11,9 +11,13 @@ mod packet;
 #[path = "../../tests/fuzz/src/policy.rs"]
 mod policy;
 
+fn folder(target: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus").join(target)
+}
+
 /// Runs `check` on every file of a target's corpus.
 fn replay(target: &str, check: fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus").join(target);
+    let folder = folder(target);
     let mut files = 0;
     for entry in fs::read_dir(&folder).expect("the corpus is there") {
         let path = entry.expect("readable").path();
@@ -40,16 +44,21 @@ fn events() {
     replay("event", event::check);
 }
 
-/// The seeds are there to lead the fuzzer into every corner of the parser.
+/// The files of a target's corpus.
+fn corpus(target: &str) -> Vec<Vec<u8>> {
+    let files = fs::read_dir(folder(target)).expect("the corpus is there");
+    files.map(|file| fs::read(file.expect("readable").path()).expect("readable")).collect()
+}
+
+// The seeds are there to lead the fuzzer into every corner.
+
 #[test]
 fn the_seeds_of_packets_meet_every_reason_of_the_parser() {
     use ztseg_common::packet::parse;
     use ztseg_common::verdict::Reason;
 
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/packet");
-    let files = fs::read_dir(&folder).expect("the corpus is there");
-    let read = files.map(|f| fs::read(f.expect("readable").path()).expect("readable"));
-    let met: Vec<_> = read.map(|bytes| parse(bytes.as_slice(), 0).err()).collect();
+    let seeds = corpus("packet");
+    let met: Vec<_> = seeds.iter().map(|bytes| parse(bytes.as_slice(), 0).err()).collect();
     for reason in [
         Reason::Truncated,
         Reason::Malformed,
@@ -65,4 +74,27 @@ fn the_seeds_of_packets_meet_every_reason_of_the_parser() {
         assert!(met.contains(&Some(reason)), "no seed is {}", reason.name());
     }
     assert!(met.iter().filter(|found| found.is_none()).count() > 10);
+}
+
+#[test]
+fn some_seeds_of_policies_reach_the_compiler() {
+    use ztseg::policy::source::Source;
+
+    let load = |bytes: Vec<u8>| {
+        let text = String::from_utf8_lossy(&bytes);
+        ztseg::policy::load(&[Source { name: "seed.yaml".into(), text: text.as_ref().into() }])
+    };
+    let loaded: Vec<_> = corpus("policy").into_iter().filter_map(|seed| load(seed).ok()).collect();
+    assert!(loaded.iter().filter(|l| l.resolved.rules.len() > 2 && l.tests.len() > 1).count() >= 3);
+}
+
+#[test]
+fn most_seeds_of_events_decode() {
+    use ztseg::events::decode::decode;
+
+    let seeds = corpus("event");
+    let decodes = |seed: &&Vec<u8>| {
+        bytemuck::try_pod_read_unaligned(seed).is_ok_and(|event| decode(&event).is_ok())
+    };
+    assert!(2 * seeds.iter().filter(decodes).count() > seeds.len());
 }
