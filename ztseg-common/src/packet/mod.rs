@@ -16,7 +16,6 @@ mod tests;
 mod transport;
 
 pub use icmp::IcmpKind;
-pub use ip::{Chain, option};
 pub use transport::SctpKind;
 
 use crate::addr::{Addr, Port, proto};
@@ -33,19 +32,6 @@ pub trait Reader {
 
     /// How many bytes there are, from offset zero.
     fn length(&self) -> u32;
-
-    /// [`Chain::step`]. In the kernel it is a call, so that the verifier looks at it once and not
-    /// anew for every way that leads to it.
-    #[inline(always)]
-    fn step(&self, chain: &mut Chain, packet: &mut Packet) -> Result<(), Reason> {
-        chain.step(self, packet)
-    }
-
-    /// [`option`], a call in the kernel for the same reason.
-    #[inline(always)]
-    fn option(&self, at: u32, end: u32) -> Result<u32, Reason> {
-        option(self, at, end)
-    }
 }
 
 impl Reader for [u8] {
