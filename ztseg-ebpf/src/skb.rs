@@ -88,6 +88,11 @@ impl Reader for Skb {
             }
         }
     }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.len()
+    }
 }
 
 macro_rules! load {
@@ -116,12 +121,14 @@ macro_rules! load {
 pub struct InPlace {
     data: usize,
     end: usize,
+    /// Of the whole packet.
+    length: u32,
 }
 
 impl InPlace {
     #[inline(always)]
     pub fn new(skb: &Skb) -> Self {
-        Self { data: skb.data() as usize, end: skb.data_end() as usize }
+        Self { data: skb.data() as usize, end: skb.data_end() as usize, length: skb.len() }
     }
 
     /// The bytes from `offset` on, if there are `length` of them: compared once, so that reading
@@ -180,6 +187,7 @@ impl Reader for InPlace {
         if start + N > self.end {
             return None;
         }
+        const { assert!(N == 1 || N == 2 || N.is_multiple_of(4)) };
         let mut bytes = [0u8; N];
         match N {
             1 => bytes.copy_from_slice(&load!("u8", u8, start)),
@@ -193,6 +201,11 @@ impl Reader for InPlace {
         }
         Some(bytes)
     }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.length
+    }
 }
 
 /// Parses the IP packet at `offset`, which is a constant where this is inlined. Returns zero, or the
@@ -204,11 +217,18 @@ pub fn parse(skb: &Skb, offset: u32, packet: &mut Packet) -> u8 {
     // the verifier no range (`find_good_pkt_pointers`, kernel/bpf/verifier.c).
     let enough = in_place.data + offset as usize + 20 <= in_place.end;
     if enough && packet::parse_into(&in_place, offset, packet).is_ok() {
-        return 0;
+        return refused(packet);
     }
     *packet = Packet::default();
     // Options, extension headers, headers outside the linear part, or not a packet at all.
     ztseg_parse(skb.raw, offset, packet) as u8
+}
+
+/// Why a packet that could be read is refused all the same, as a number; zero where it is not. Later
+/// fragments have no ports, and nothing here remembers their first one.
+#[inline(always)]
+fn refused(packet: &Packet) -> u8 {
+    if packet.is_later_fragment() { Reason::FragmentWithoutFirst as u8 } else { 0 }
 }
 
 /// As [`parse`] at a cgroup hook, where the data begins with the IP header, with a stack frame of its
@@ -228,7 +248,7 @@ pub extern "C" fn ztseg_parse(skb: *mut __sk_buff, offset: u32, packet: *mut Pac
     // SAFETY: the verifier checks that the caller's packet is memory of this size.
     let Some(packet) = (unsafe { packet.as_mut() }) else { return Reason::Malformed as u32 };
     match packet::parse_into(&Skb::new(skb), offset, packet) {
-        Ok(()) => 0,
+        Ok(()) => u32::from(refused(packet)),
         Err(reason) => reason as u32,
     }
 }
@@ -240,7 +260,7 @@ pub extern "C" fn ztseg_parse_quoted(skb: *mut __sk_buff, offset: u32, packet: *
     // SAFETY: the verifier checks that the caller's packet is memory of this size.
     let Some(packet) = (unsafe { packet.as_mut() }) else { return Reason::Malformed as u32 };
     match packet::parse_quoted(&Skb::new(skb), offset, packet) {
-        Ok(()) => 0,
+        Ok(()) => u32::from(refused(packet)),
         Err(reason) => reason as u32,
     }
 }

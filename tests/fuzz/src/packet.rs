@@ -49,15 +49,13 @@ pub fn check(bytes: &[u8]) {
 fn consistent(packet: &Packet, length: usize) {
     assert!(usize::from(packet.l4_offset) <= length);
     let no_ports = packet.src_port == Port::default() && packet.dst_port == Port::default();
-    let multiple = packet.fragment_edge.is_multiple_of(8);
-    match packet.fragment {
+    match packet.fragment & fragment::KIND {
         fragment::WHOLE => {
-            assert_eq!((packet.fragment_id, packet.fragment_protocol), (0, 0));
-            assert_eq!(packet.fragment_edge, 0);
+            assert_eq!((packet.fragment_id, packet.fragment), (0, 0));
         }
-        fragment::FIRST => assert!(packet.fragment_edge > 0 && multiple),
+        fragment::FIRST => assert!(packet.fragment_edge() > 0),
         fragment::LATER => {
-            assert!(packet.fragment_edge > 0 && multiple && no_ports);
+            assert!(packet.fragment_edge() > 0 && no_ports);
             assert_eq!((packet.tcp_flags, packet.icmp_type, packet.message), (0, 0, 0));
         }
         other => panic!("fragment {other}"),

@@ -5,11 +5,13 @@ use crate::addr::proto;
 use crate::verdict::Reason;
 
 /// A whole packet, also one in a single "atomic" fragment (RFC 6946).
-pub const WHOLE: u8 = 0;
+pub const WHOLE: u16 = 0;
 /// The first fragment, with all headers; more follow.
-pub const FIRST: u8 = 1;
+pub const FIRST: u16 = 1;
 /// A later fragment: no transport header, no ports.
-pub const LATER: u8 = 2;
+pub const LATER: u16 = 2;
+/// Where one of these is in [`Packet::fragment`].
+pub const KIND: u16 = 7;
 
 /// What a header says of its fragment.
 pub(super) struct Fragment {
@@ -17,8 +19,6 @@ pub(super) struct Fragment {
     /// In bytes.
     pub(super) offset: u16,
     pub(super) more: bool,
-    /// See [`Packet::fragment_protocol`].
-    pub(super) protocol: u8,
     /// Bytes of the fragmented data in it.
     pub(super) data: u16,
     /// Bytes of headers that each fragment has before its data and that count towards the length
@@ -34,15 +34,12 @@ impl Fragment {
         if self.offset == 0 && !self.more {
             return Ok(());
         }
-        packet.fragment_id = self.id;
-        packet.fragment_protocol = self.protocol;
-        if self.offset == 0 {
-            packet.fragment = FIRST;
-            packet.fragment_edge = self.data;
-        } else {
-            packet.fragment = LATER;
-            packet.fragment_edge = self.offset;
+        #[expect(clippy::cast_possible_truncation, reason = "the upper half is folded in")]
+        {
+            packet.fragment_id = (self.id ^ self.id >> 16) as u16;
         }
+        packet.fragment =
+            if self.offset == 0 { FIRST | (self.data & !KIND) } else { LATER | self.offset };
         if quoted {
             return Ok(());
         }

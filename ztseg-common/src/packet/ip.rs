@@ -78,7 +78,6 @@ pub(super) fn parse_v4<R: Reader + ?Sized, const QUOTED: bool>(
         id: u32::from(u16::from_be_bytes([id_high, id_low])),
         offset: (field & V4_OFFSET) << 3,
         more: field & V4_MORE_FRAGMENTS != 0,
-        protocol,
         data: total - header,
         before: header,
     };
@@ -243,7 +242,6 @@ fn extension<R: Reader + ?Sized, const QUOTED: bool>(
                 id: u32::from_be_bytes(id),
                 offset: field & V6_OFFSET,
                 more: field & V6_MORE_FRAGMENTS != 0,
-                protocol: FRAGMENT,
                 data: announced - headers,
                 before: read,
             };

@@ -83,20 +83,15 @@ pub struct Packet {
     /// Length of the IP packet in bytes, as its header says. 65535 for a larger one, which only the
     /// kernel itself makes and cuts up before it leaves (BIG TCP).
     pub length: u16,
-    /// A fragment's identification; zero for a whole packet.
-    pub fragment_id: u32,
-    /// Where in the fragmented data, in bytes, a first fragment ends and a later one begins. A later
-    /// one that begins before its first ends overlaps it (RFC 1858, RFC 5722).
-    pub fragment_edge: u16,
-    /// One of [`fragment`].
-    pub fragment: u8,
-    /// What tells fragments of one packet from others beside addresses and identification: in IPv4
-    /// the header's protocol (RFC 791), in IPv6 always 44, since only the first fragment's next
-    /// header counts (RFC 8200 section 4.5).
-    pub fragment_protocol: u8,
+    /// A fragment's identification; zero for a whole packet. The 32 bits of IPv6 are folded: should
+    /// two packets between the same two ends meet here, a later fragment may follow the wrong
+    /// first one, and its receiver has no first one to put it to.
+    pub fragment_id: u16,
+    /// [`Self::fragment_edge`], and one of [`fragment`] in the lowest three bits.
+    pub fragment: u16,
 }
 
-const _: () = assert!(size_of::<Packet>() == 52);
+const _: () = assert!(size_of::<Packet>() == 48);
 
 impl Packet {
     /// (protocol, port) that rules match: the destination port, or the ICMP type.
@@ -126,13 +121,28 @@ impl Packet {
     /// Whether it is a first fragment, and more are to follow.
     #[inline(always)]
     pub const fn is_first_fragment(&self) -> bool {
-        self.fragment == fragment::FIRST
+        self.fragment & fragment::KIND == fragment::FIRST
     }
 
     /// Whether it is a later fragment, which has no ports.
     #[inline(always)]
     pub const fn is_later_fragment(&self) -> bool {
-        self.fragment == fragment::LATER
+        self.fragment & fragment::KIND == fragment::LATER
+    }
+
+    /// Where in the fragmented data, in bytes, a first fragment ends and a later one begins. A later
+    /// one that begins before its first ends overlaps it (RFC 1858, RFC 5722).
+    #[inline(always)]
+    pub const fn fragment_edge(&self) -> u16 {
+        self.fragment & !fragment::KIND
+    }
+
+    /// What tells fragments of one packet from others beside addresses and identification: in IPv4
+    /// the protocol (RFC 791), in IPv6 always 44, since only the first fragment's next header counts
+    /// (RFC 8200 section 4.5).
+    #[inline(always)]
+    pub const fn fragment_protocol(&self) -> u8 {
+        if self.src.is_v4() { self.protocol } else { ip::FRAGMENT }
     }
 
     /// The (local, remote) ports of the flow table's key.

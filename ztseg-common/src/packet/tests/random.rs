@@ -206,16 +206,16 @@ proptest! {
         prop_assert_eq!(opener.protocol, upper.protocol);
         prop_assert_eq!(opener.src_port.get(), upper.src_port);
         prop_assert_eq!(opener.dst_port.get(), upper.dst_port);
-        prop_assert_eq!(usize::from(opener.fragment_edge), first);
+        prop_assert_eq!(usize::from(opener.fragment_edge()), first);
         let mut from = first;
         while from < data.len() {
             let later = parse_both(&piece(from, from + 8 * size)).expect("a later fragment");
             prop_assert!(later.is_later_fragment());
             prop_assert_eq!((later.src_port, later.dst_port), (Port::default(), Port::default()));
             prop_assert_eq!((later.src, later.dst), (opener.src, opener.dst));
-            prop_assert_eq!(later.fragment_protocol, opener.fragment_protocol);
-            prop_assert_eq!((later.fragment_id, opener.fragment_id), (id, id));
-            prop_assert_eq!(usize::from(later.fragment_edge), from);
+            prop_assert_eq!(later.fragment_protocol(), opener.fragment_protocol());
+            prop_assert_eq!(later.fragment_id, opener.fragment_id);
+            prop_assert_eq!(usize::from(later.fragment_edge()), from);
             from += 8 * size;
         }
     }
