@@ -121,14 +121,12 @@ macro_rules! load {
 pub struct InPlace {
     data: usize,
     end: usize,
-    /// Of the whole packet.
-    length: u32,
 }
 
 impl InPlace {
     #[inline(always)]
     pub fn new(skb: &Skb) -> Self {
-        Self { data: skb.data() as usize, end: skb.data_end() as usize, length: skb.len() }
+        Self { data: skb.data() as usize, end: skb.data_end() as usize }
     }
 
     /// The bytes from `offset` on, if there are `length` of them: compared once, so that reading
@@ -178,13 +176,19 @@ impl Header {
     }
 }
 
-impl Reader for InPlace {
+/// The parser's reader of plain packets.
+struct Plain<'a> {
+    bytes: InPlace,
+    skb: &'a Skb,
+}
+
+impl Reader for Plain<'_> {
     const PLAIN_ONLY: bool = true;
 
     #[inline(always)]
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let start = self.data + offset as usize;
-        if start + N > self.end {
+        let start = self.bytes.data + offset as usize;
+        if start + N > self.bytes.end {
             return None;
         }
         const { assert!(N == 1 || N == 2 || N.is_multiple_of(4)) };
@@ -204,7 +208,7 @@ impl Reader for InPlace {
 
     #[inline(always)]
     fn length(&self) -> u32 {
-        self.length
+        self.skb.len()
     }
 }
 
@@ -216,7 +220,8 @@ pub fn parse(skb: &Skb, offset: u32, packet: &mut Packet) -> u8 {
     // The shortest IP header, compared first: a comparison for a single byte at the very start gives
     // the verifier no range (`find_good_pkt_pointers`, kernel/bpf/verifier.c).
     let enough = in_place.data + offset as usize + 20 <= in_place.end;
-    if enough && packet::parse_into(&in_place, offset, packet).is_ok() {
+    let plain = Plain { bytes: in_place, skb };
+    if enough && packet::parse_into(&plain, offset, packet).is_ok() {
         return refused(packet);
     }
     *packet = Packet::default();
