@@ -214,8 +214,12 @@ fn transport(question: &Question, unique: u64) -> Vec<u8> {
         _ => {
             bytes[0..2].copy_from_slice(&[high, low]);
             bytes[2..4].copy_from_slice(&question.port.to_be_bytes());
-            bytes[12] = 0x50; // TCP: five words of header,
-            bytes[13] = 0x02; // and SYN.
+            match question.protocol {
+                proto::TCP => bytes[12..14].copy_from_slice(&[0x50, 0x02]), // 20 bytes, SYN
+                proto::UDP => bytes[5] = 20,
+                proto::SCTP => bytes[12..16].copy_from_slice(&[1, 0, 0, 8]), // INIT, 8 bytes
+                _ => {}
+            }
         }
     }
     bytes

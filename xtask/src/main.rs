@@ -9,6 +9,7 @@ mod build;
 mod ci;
 mod command;
 mod demo;
+mod fuzz;
 mod initramfs;
 mod kernels;
 mod modules;
@@ -53,6 +54,8 @@ enum Verb {
     Vm(vm::Options),
     /// Measure what ztseg costs, beside nothing and empty programs
     Bench(bench::Options),
+    /// Look for inputs that break the readers of packets, policies and events (libFuzzer)
+    Fuzz(fuzz::Options),
     /// What CI runs: formatting, lints, all tests, kernels 6.1 and 6.12
     Ci,
 }
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Verb::Test(options) => test::verb(&workspace, &options),
         Verb::Vm(options) => vm::verb(&workspace, &options),
         Verb::Bench(options) => bench::verb(&workspace, &options),
+        Verb::Fuzz(options) => fuzz::verb(&workspace, &options),
         Verb::Ci => Ok(ci::verb(&workspace)),
     });
     match done {

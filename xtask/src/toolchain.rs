@@ -6,7 +6,6 @@
 //! bpf-linker must be linked to the LLVM major that the compiler was built with.
 
 use std::env;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -169,7 +168,7 @@ impl Toolchain {
                     .env("RUSTC_BOOTSTRAP", "1");
             }
         }
-        cargo.current_dir(workspace.root()).env("PATH", path_with(&workspace.tools().join("bin")));
+        cargo.current_dir(workspace.root()).env("PATH", workspace.path_with_tools());
         cargo
     }
 }
@@ -237,15 +236,6 @@ fn in_toolchain(name: &str) -> Command {
     let mut rustup = Command::new("rustup");
     rustup.args(["run", name]).env("RUSTUP_AUTO_INSTALL", "0").env_remove("RUSTUP_TOOLCHAIN");
     rustup
-}
-
-fn path_with(folder: &Path) -> OsString {
-    let mut path = folder.as_os_str().to_owned();
-    if let Some(rest) = env::var_os("PATH") {
-        path.push(":");
-        path.push(rest);
-    }
-    path
 }
 
 /// Settings for registries, network and terminal stay; what names compilers, flags or packages of

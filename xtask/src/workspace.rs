@@ -1,6 +1,7 @@
 //! Where things are.
 
 use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -42,6 +43,16 @@ impl Workspace {
     /// Where `setup` puts programs.
     pub(crate) fn tools(&self) -> PathBuf {
         self.target.join("tools")
+    }
+
+    /// `PATH`, with those programs before all others.
+    pub(crate) fn path_with_tools(&self) -> OsString {
+        let mut path = self.tools().join("bin").into_os_string();
+        if let Some(rest) = env::var_os("PATH") {
+            path.push(":");
+            path.push(rest);
+        }
+        path
     }
 
     /// Where kernels, initramfs images and console logs of the virtual machines are.

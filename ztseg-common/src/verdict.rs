@@ -83,16 +83,34 @@ reasons! {
     OtherHook = 8, "other-hook";
     /// The packet ends inside a header that it announces.
     Truncated = 16, "truncated";
-    /// A header contradicts itself or the packet (version, header length, total length).
+    /// A header contradicts itself: IP version, IPv4 header length or options, the order of IPv6
+    /// extension headers, a length below that of its own header.
     Malformed = 17, "malformed";
     /// A fragment whose first fragment is not known.
     FragmentWithoutFirst = 18, "fragment-without-first";
-    /// More IPv6 extension headers than the parser reads.
+    /// More extension headers than the parser reads.
     TooManyHeaders = 19, "too-many-headers";
     /// An Ethernet type other than IPv4, IPv6 or ARP.
     UnknownEthertype = 20, "unknown-ethertype";
     /// An ICMP error that quotes no packet of an allowed flow.
     UnrelatedError = 21, "unrelated-error";
+    /// A length in a header says more than there is: of IP, UDP, a TCP header or an SCTP chunk.
+    LengthBeyondPacket = 22, "length-beyond-packet";
+    /// A first fragment that ends inside its headers, so that what rules ask for is hidden (RFC
+    /// 1858, RFC 7112).
+    TinyFragment = 23, "tiny-fragment";
+    /// A later fragment that begins inside what its first one holds (RFC 3128, RFC 5722).
+    OverlappingFragment = 24, "overlapping-fragment";
+    /// A fragment that cannot be one: empty, not a multiple of eight bytes, beyond the longest
+    /// packet, or a fragment of a fragment.
+    BadFragment = 25, "bad-fragment";
+    /// The packet names waypoints, so its destination is not its real end: an IPv4 source route, or
+    /// an IPv6 routing header of type 0 (RFC 5095) or with segments left.
+    SourceRoute = 26, "source-route";
+    /// An IPv6 packet without a length in its header (RFC 2675).
+    Jumbogram = 27, "jumbogram";
+    /// A protocol number that means nothing in this IP version.
+    UnknownProtocol = 28, "unknown-protocol";
     /// A map value that must be there is not: the policy is incomplete, so nothing passes.
     NotInitialised = 32, "not-initialised";
 }

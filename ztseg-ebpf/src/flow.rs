@@ -42,7 +42,6 @@ pub struct Flow {
     pub loopback: u8,
     /// At a system call: the identity class of a workload that may be the peer instead.
     pub other_identity: u32,
-    pub zero: u32,
 }
 
 const _: () = assert!(size_of::<Flow>() == 104);
@@ -67,7 +66,6 @@ impl Flow {
             outbound: u8::from(outbound),
             loopback: 0,
             other_identity: 0,
-            zero: 0,
         }
     }
 

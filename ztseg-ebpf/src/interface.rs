@@ -71,8 +71,8 @@ fn parse_untagged<const LINK_HEADER: u32>(skb: &Skb, packet: &mut Packet) -> u8 
     skb::parse(skb, LINK_HEADER, packet)
 }
 
-/// Parses behind at most two VLAN tags.
-#[inline(always)]
+/// Parses behind at most two VLAN tags. A function of its own for its stack frame, too.
+#[inline(never)]
 fn parse_tagged(skb: &Skb, link_header: u32, packet: &mut Packet) -> u8 {
     let mut offset = link_header;
     let mut ethertype = ethertype::VLAN;

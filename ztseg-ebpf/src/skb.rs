@@ -88,6 +88,11 @@ impl Reader for Skb {
             }
         }
     }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.len()
+    }
 }
 
 macro_rules! load {
@@ -171,15 +176,22 @@ impl Header {
     }
 }
 
-impl Reader for InPlace {
+/// The parser's reader of plain packets.
+struct Plain<'a> {
+    bytes: InPlace,
+    skb: &'a Skb,
+}
+
+impl Reader for Plain<'_> {
     const PLAIN_ONLY: bool = true;
 
     #[inline(always)]
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let start = self.data + offset as usize;
-        if start + N > self.end {
+        let start = self.bytes.data + offset as usize;
+        if start + N > self.bytes.end {
             return None;
         }
+        const { assert!(N == 1 || N == 2 || N.is_multiple_of(4)) };
         let mut bytes = [0u8; N];
         match N {
             1 => bytes.copy_from_slice(&load!("u8", u8, start)),
@@ -193,6 +205,11 @@ impl Reader for InPlace {
         }
         Some(bytes)
     }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.skb.len()
+    }
 }
 
 /// Parses the IP packet at `offset`, which is a constant where this is inlined. Returns zero, or the
@@ -203,12 +220,20 @@ pub fn parse(skb: &Skb, offset: u32, packet: &mut Packet) -> u8 {
     // The shortest IP header, compared first: a comparison for a single byte at the very start gives
     // the verifier no range (`find_good_pkt_pointers`, kernel/bpf/verifier.c).
     let enough = in_place.data + offset as usize + 20 <= in_place.end;
-    if enough && packet::parse_into(&in_place, offset, packet).is_ok() {
-        return 0;
+    let plain = Plain { bytes: in_place, skb };
+    if enough && packet::parse_into(&plain, offset, packet).is_ok() {
+        return refused(packet);
     }
     *packet = Packet::default();
     // Options, extension headers, headers outside the linear part, or not a packet at all.
     ztseg_parse(skb.raw, offset, packet) as u8
+}
+
+/// Why a packet that could be read is refused all the same, as a number; zero where it is not. Later
+/// fragments have no ports, and nothing here remembers their first one.
+#[inline(always)]
+fn refused(packet: &Packet) -> u8 {
+    if packet.is_later_fragment() { Reason::FragmentWithoutFirst as u8 } else { 0 }
 }
 
 /// As [`parse`] at a cgroup hook, where the data begins with the IP header, with a stack frame of its
@@ -228,7 +253,7 @@ pub extern "C" fn ztseg_parse(skb: *mut __sk_buff, offset: u32, packet: *mut Pac
     // SAFETY: the verifier checks that the caller's packet is memory of this size.
     let Some(packet) = (unsafe { packet.as_mut() }) else { return Reason::Malformed as u32 };
     match packet::parse_into(&Skb::new(skb), offset, packet) {
-        Ok(()) => 0,
+        Ok(()) => u32::from(refused(packet)),
         Err(reason) => reason as u32,
     }
 }
@@ -240,7 +265,7 @@ pub extern "C" fn ztseg_parse_quoted(skb: *mut __sk_buff, offset: u32, packet: *
     // SAFETY: the verifier checks that the caller's packet is memory of this size.
     let Some(packet) = (unsafe { packet.as_mut() }) else { return Reason::Malformed as u32 };
     match packet::parse_quoted(&Skb::new(skb), offset, packet) {
-        Ok(()) => 0,
+        Ok(()) => u32::from(refused(packet)),
         Err(reason) => reason as u32,
     }
 }
