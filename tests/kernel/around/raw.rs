@@ -1,0 +1,177 @@
+//! Raw sockets and packet sockets: packets that the workload writes itself.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Result, ensure};
+use ztseg_tests::actor::forge::{self, mark};
+use ztseg_tests::actor::{Kind, Set};
+
+use super::{ALLOWED, DENIED, Scene};
+use crate::Body;
+use crate::environment::Environment;
+
+/// The tests of this file.
+pub(crate) const TESTS: &[(&str, Body)] = &[
+    ("around::raw_packets_with_their_own_header", own_header),
+    ("around::raw_packets_of_another_protocol", another_protocol),
+    ("around::raw_packets_of_another_ip_version", another_version),
+    ("around::raw_connection_requests", connection_requests),
+    ("around::raw_fragments", fragments),
+    ("around::raw_icmp_errors_to_a_third_party", icmp_errors),
+    ("around::raw_neighbour_discovery_as_a_carrier", neighbour_discovery),
+];
+
+/// Protocol numbers (IANA).
+const ICMPV6: u8 = 58;
+const GRE: u8 = 47;
+const RAW: u8 = 255;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const EXPERIMENT: u8 = 253;
+
+fn marked(n: u8) -> String {
+    format!("mark/a{n}")
+}
+
+fn bytes(n: u8) -> Vec<u8> {
+    mark(&format!("a{n}"))
+}
+
+/// Sends a packet as it is, header included, from a raw socket of `web`.
+fn send(scene: &Scene, packet: &[u8]) -> Result<()> {
+    let actor = &mut scene.actor()?;
+    let socket = actor.socket(Kind::Raw4(RAW))?;
+    actor.set(socket, Set::HeaderIncluded)?;
+    actor.send_to(socket, scene.peer(false, 0), packet).map(drop)
+}
+
+fn own_header(_: &Environment) -> Result<()> {
+    let mut scene = Scene::new()?;
+    // From an address of its own, and from one that is not.
+    for from in [scene.here(false), IpAddr::from([203, 0, 113, 9])] {
+        for port in [53, ALLOWED, 40_000] {
+            scene.only_when_allowed(marked, |scene, n| {
+                let from = SocketAddr::from((from, port));
+                send(scene, &forge::datagram(from, scene.peer(false, DENIED), &bytes(n)))
+            })?;
+        }
+    }
+    scene.only_when_allowed(marked, |scene, n| {
+        let actor = &mut scene.actor()?;
+        let (from, to) = (SocketAddr::from((scene.here(true), 53)), scene.peer(true, DENIED));
+        let socket = actor.socket(Kind::Raw6(UDP))?;
+        actor.send_to(socket, scene.peer(true, 0), &forge::udp(from, to, &bytes(n))).map(drop)
+    })?;
+    scene.agent.stop()
+}
+
+/// What no rule names needs a rule for everything.
+fn another_protocol(_: &Environment) -> Result<()> {
+    let mut scene = Scene::new()?;
+    for protocol in [1, 4, GRE, 50, EXPERIMENT] {
+        for v6 in [false, true] {
+            scene.only_when_allowed(marked, |scene, n| {
+                let actor = &mut scene.actor()?;
+                let kind = if v6 { Kind::Raw6(protocol) } else { Kind::Raw4(protocol) };
+                let socket = actor.socket(kind)?;
+                actor.send_to(socket, scene.peer(v6, 0), &bytes(n)).map(drop)
+            })?;
+        }
+    }
+    scene.agent.stop()
+}
+
+/// An IPv4 packet whose header says IPv6 is read by nobody on the way, but by a friend at the end.
+fn another_version(_: &Environment) -> Result<()> {
+    let mut scene = Scene::new()?;
+    let to = scene.peer(true, ALLOWED);
+    let from = SocketAddr::from((scene.here(true), ALLOWED));
+    scene.close()?;
+    let dropped = scene.dropped()?;
+    let payload = [&[0; 8][..], &bytes(1)].concat();
+    let mut packet = forge::ip(from.ip(), to.ip(), UDP, &forge::udp(from, to, &payload));
+    // The kernel wants a header length that fits; version 6, 20 bytes.
+    packet[0] = 0x65;
+    send(&scene, &packet)?;
+    let heard = scene.ear.count_after_silence("mark/a1")?;
+    ensure!(heard == 0, "a packet with two versions arrived");
+    ensure!(scene.dropped()? > dropped, "nothing was counted as denied");
+    scene.agent.stop()
+}
+
+fn connection_requests(_: &Environment) -> Result<()> {
+    let mut scene = Scene::new()?;
+    let requests = format!("{TCP}/{DENIED}");
+    scene.only_when_allowed(
+        |_| requests.clone(),
+        |scene, n| {
+            let from = SocketAddr::from((scene.here(false), 40_000 + u16::from(n)));
+            let to = scene.peer(false, DENIED);
+            send(scene, &forge::ip(from.ip(), to.ip(), TCP, &forge::syn(from, to)))
+        },
+    )?;
+    scene.agent.stop()
+}
+
+/// First fragments too short for a port, and later ones without a first.
+fn fragments(_: &Environment) -> Result<()> {
+    const MORE: u16 = 0x2000;
+    let mut scene = Scene::new()?;
+    let (from, to) = (SocketAddr::from((scene.here(false), 53)), scene.peer(false, ALLOWED));
+    scene.close()?;
+    let dropped = scene.dropped()?;
+    let later = forge::fragment(from.ip(), to.ip(), UDP, &bytes(1), 1);
+    let middle = forge::fragment(from.ip(), to.ip(), UDP, &bytes(1), MORE | 3);
+    let tiny = forge::fragment(from.ip(), to.ip(), UDP, &forge::udp(from, to, b"")[..2], MORE);
+    for packet in [later, middle, tiny] {
+        send(&scene, &packet)?;
+    }
+    ensure!(scene.ear.count_after_silence("mark/a1")? == 0, "a fragment arrived");
+    let tiny = scene.ear.heard()?.get(&format!("{UDP}/0")).copied();
+    ensure!(tiny.is_none(), "a fragment without ports arrived");
+    ensure!(scene.dropped()? >= dropped + 3, "not all was counted as denied");
+    scene.agent.stop()
+}
+
+/// An ICMP error that quotes an allowed flow passes, to who sent the quoted packet and nobody else.
+fn icmp_errors(_: &Environment) -> Result<()> {
+    let mut scene = Scene::new()?;
+    scene.close()?;
+    let (third, _link) = scene.world.add_host("third", 9, "zt-third")?;
+    let third_address = _link.far(false);
+    let mut ear = ztseg_tests::actor::ear::Ear::start(&third.place())?;
+    let web = &mut scene.actor()?;
+    let socket = web.socket(Kind::Udp4)?;
+    web.send_to(socket, scene.peer(false, ALLOWED), b"allowed")?.done()?;
+    let port = web.port(socket)?;
+    let quoted = forge::datagram(
+        scene.peer(false, ALLOWED),
+        SocketAddr::from((scene.here(false), port)),
+        &bytes(1),
+    );
+    // The control: to who sent it.
+    send(&scene, &forge::icmp_error(scene.here(false), scene.peer(false, 0).ip(), &quoted))?;
+    ensure!(scene.ear.count("mark/a1")? > 0, "the error did not arrive");
+    let actor = &mut scene.actor()?;
+    let raw = actor.socket(Kind::Raw4(RAW))?;
+    actor.set(raw, Set::HeaderIncluded)?;
+    let error = forge::icmp_error(scene.here(false), third_address, &quoted);
+    actor.send_to(raw, (third_address, 0).into(), &error)?;
+    ensure!(ear.count_after_silence("mark/a1")? == 0, "the error reached a third party");
+    scene.agent.stop()
+}
+
+/// Neighbour discovery passes without a rule, but not to what is not a neighbour.
+fn neighbour_discovery(_: &Environment) -> Result<()> {
+    const SOLICITATION: u8 = 135;
+    let mut scene = Scene::new()?;
+    scene.only_when_allowed(marked, |scene, n| {
+        let actor = &mut scene.actor()?;
+        let socket = actor.socket(Kind::Raw6(ICMPV6))?;
+        actor.set(socket, Set::HopLimit(255))?;
+        // The kernel writes the checksum (RFC 3542 section 3.1).
+        let message = forge::icmp(SOLICITATION, 0, &[&[0; 20][..], &bytes(n)].concat());
+        actor.send_to(socket, scene.peer(true, 0), &message).map(drop)
+    })?;
+    scene.agent.stop()
+}
