@@ -7,6 +7,7 @@ use ztseg_common::packet::{Packet, Reader, ethertype};
 use ztseg_common::value::{CONTROL_WHOLE_HIERARCHY, Control, WORKLOAD_HOST_SIDE};
 use ztseg_common::verdict::{Hook, Reason, Verdict};
 
+use crate::claim;
 use crate::flow::Flow;
 use crate::maps::{self, SOCKETS};
 use crate::peer::Held;
@@ -45,7 +46,12 @@ fn long_way<const LINK_HEADER: u32>(skb: &Skb, hook: Hook, stamp: u64, answer: A
     let Some(workload) = Policy::of(stamp).workload(flow.workload) else { return Verdict::Allow };
     flow.subject = workload.subject;
     let failure = match ethertype_of(skb) {
-        ethertype::IPV4 | ethertype::IPV6 => parse_untagged::<LINK_HEADER>(skb, &mut flow.packet),
+        ethertype::IPV4 | ethertype::IPV6 => {
+            match parse_untagged::<LINK_HEADER>(skb, &mut flow.packet) {
+                0 if !claim::is_what_it_is_carried_as(skb, &flow.packet) => Reason::Malformed as u8,
+                failure => failure,
+            }
+        }
         ethertype::ARP => return Verdict::Allow,
         ethertype::VLAN | ethertype::QINQ => parse_tagged(skb, LINK_HEADER, &mut flow.packet),
         _ => Reason::UnknownEthertype as u8,
@@ -84,7 +90,12 @@ fn parse_tagged(skb: &Skb, link_header: u32, packet: &mut Packet) -> u8 {
         }
     }
     match ethertype {
-        ethertype::IPV4 | ethertype::IPV6 => skb::ztseg_parse(skb.raw, offset, packet) as u8,
+        ethertype::IPV4 | ethertype::IPV6 => {
+            match skb::ztseg_parse(skb.raw, offset, packet) as u8 {
+                0 if !claim::is_one_version(packet, ethertype) => Reason::Malformed as u8,
+                failure => failure,
+            }
+        }
         _ => Reason::UnknownEthertype as u8,
     }
 }

@@ -12,7 +12,7 @@ use ztseg_common::value::{Control, WORKLOAD_HOST_SIDE};
 use crate::flow::Flow;
 use crate::maps::{SOCKETS, control};
 use crate::skb::{LISTEN, Skb, Sock};
-use crate::workload;
+use crate::{claim, workload};
 
 /// `BPF_F_CURRENT_NETNS`
 const CURRENT_NETNS: u64 = u64::MAX;
@@ -175,7 +175,7 @@ pub extern "C" fn ztseg_has_listener(skb: *mut __sk_buff, flow: *const Flow) -> 
 
 enum Local {
     Workload(workload::Found),
-    /// A socket outside the cgroup root.
+    /// A socket outside the cgroup root, or one that did not send this.
     Stranger,
     Nobody,
 }
@@ -197,10 +197,11 @@ fn local_socket(ctx: *mut core::ffi::c_void, control: &Control, flow: &Flow) -> 
         return Local::Nobody;
     }
     let found = workload::of_socket(control, flow.policy(), sk.sock());
+    let sent = found.is_none_or(|w| claim::has_sent(sk.sock(), flow, w.key));
     sk.release();
     match found {
-        Some(w) => Local::Workload(w),
-        None => Local::Stranger,
+        Some(w) if sent => Local::Workload(w),
+        _ => Local::Stranger,
     }
 }
 

@@ -332,6 +332,31 @@ impl Sock {
         self.type_() == RAW && self.state() == CLOSE
     }
 
+    /// A socket whose program writes the packets itself.
+    #[inline(always)]
+    pub fn is_raw(&self) -> bool {
+        self.type_() == RAW
+    }
+
+    /// Whether packets have this source of their own accord: the socket is bound to it, or to none.
+    #[inline(always)]
+    pub fn may_send_from(&self, addr: &Addr) -> bool {
+        let (bytes, _) = addr.octets.as_chunks::<4>();
+        let word = |i: usize| u32::from_ne_bytes(bytes[i]);
+        if addr.is_v4() {
+            let own = sock_field!(self, "u32", src_ip4);
+            return own == 0 || own == word(3);
+        }
+        const IP6: usize = core::mem::offset_of!(bpf_sock, src_ip6);
+        let own = [
+            sock_word!(self, IP6),
+            sock_word!(self, IP6 + 4),
+            sock_word!(self, IP6 + 8),
+            sock_word!(self, IP6 + 12),
+        ];
+        own == [0; 4] || own == [word(0), word(1), word(2), word(3)]
+    }
+
     /// The port that the socket is bound to.
     #[inline(always)]
     pub fn local_port(&self) -> Port {
