@@ -16,6 +16,7 @@ use ztseg_tests::actor::Actor;
 use ztseg_tests::actor::ear::Ear;
 use ztseg_tests::agent::Agent;
 use ztseg_tests::process::Place;
+use ztseg_tests::traffic::{Listen, Server};
 use ztseg_tests::world::World;
 
 use crate::Body;
@@ -58,6 +59,7 @@ struct Scene {
     // In the order in which they end.
     agent: Agent,
     ear: Ear,
+    _server: Server,
     web: Place,
     world: World,
 }
@@ -72,7 +74,9 @@ impl Scene {
         }
         let agent = Agent::start(&world, &policy(OPEN))?;
         let ear = Ear::start(&world.peer.place())?;
-        Ok(Self { agent, ear, web, world })
+        // Who answers does not send ICMP errors, which would be the next call's error.
+        let server = serve(&world.peer.place())?;
+        Ok(Self { agent, ear, _server: server, web, world })
     }
 
     fn close(&self) -> Result<()> {
@@ -122,6 +126,18 @@ impl Scene {
     fn dropped(&self) -> Result<u64> {
         dropped(&self.agent.status()?)
     }
+}
+
+/// On both ports, TCP and UDP, both families.
+fn serve(place: &Place) -> Result<Server> {
+    let mut listen = Vec::new();
+    for port in [ALLOWED, DENIED] {
+        for any in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
+            let address = SocketAddr::from((any, port));
+            listen.extend([Listen::Tcp(address), Listen::Udp(address)]);
+        }
+    }
+    Server::start(place, &listen)
 }
 
 /// The address as an IPv6 socket says it.

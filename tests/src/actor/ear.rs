@@ -22,7 +22,8 @@ const SILENCE: Duration = Duration::from_millis(150);
 /// `ETH_P_ALL` (include/uapi/linux/if_ether.h)
 const ETH_P_ALL: u16 = 3;
 
-/// How many packets came, by `PROTOCOL/PORT` (`6/2000`), and by `mark/TEXT` for each marked payload.
+/// How many packets came, by `PROTOCOL/PORT` (`6/2000`); those with a marked payload also by
+/// `mark/TEXT` and `PROTOCOL/PORT/TEXT`.
 pub type Heard = BTreeMap<String, u64>;
 
 /// A packet socket that counts; it ends when this is dropped.
@@ -95,15 +96,18 @@ fn names(packet: &[u8]) -> Vec<String> {
         _ => None,
     };
     let mut names = Vec::new();
+    let mut of_port = String::new();
     if let Some((length, Some(protocol))) = header {
         let port =
             packet.get(length + 2..length + 4).map_or(0, |p| u16::from_be_bytes([p[0], p[1]]));
-        names.push(format!("{protocol}/{port}"));
+        of_port = format!("{protocol}/{port}");
+        names.push(of_port.clone());
     }
     let mark = packet.windows(MARK.len()).position(|bytes| bytes == MARK);
     if let Some(at) = mark {
         let text = packet[at + MARK.len()..].iter().take_while(|b| b.is_ascii_alphanumeric());
-        names.push(format!("mark/{}", text.map(|b| char::from(*b)).collect::<String>()));
+        let text: String = text.map(|b| char::from(*b)).collect();
+        names.extend([format!("mark/{text}"), format!("{of_port}/{text}")]);
     }
     names
 }
