@@ -4,8 +4,14 @@
 //! worth nothing); where the policy denies it, it does not. Who says so is the receiver, not the
 //! error that the sender gets.
 
+mod cgroups;
 mod datagrams;
+mod identity;
+mod interfaces;
+mod memory;
+mod namespaces;
 mod raw;
+mod streams;
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -23,7 +29,16 @@ use crate::Body;
 use crate::environment::Lacking;
 
 /// The tests of this folder.
-pub(crate) const TESTS: &[&[(&str, Body)]] = &[datagrams::TESTS, raw::TESTS];
+pub(crate) const TESTS: &[&[(&str, Body)]] = &[
+    datagrams::TESTS,
+    raw::TESTS,
+    streams::TESTS,
+    identity::TESTS,
+    cgroups::TESTS,
+    namespaces::TESTS,
+    interfaces::TESTS,
+    memory::TESTS,
+];
 
 /// What every policy here allows.
 const ALLOWED: u16 = 2000;
@@ -43,7 +58,9 @@ spec:
     db: {{ match: [ {{ cgroup: /db }} ] }}
     vm: {{ match: [ {{ interface: zt-tap0 }} ] }}
   allow:
-    - {{ name: base, from: web, to: any, ports: [tcp/2000, udp/2000] }}
+    - {{ name: base, from: web, to: any, ports: [tcp/2000, tcp/2010, udp/2000] }}
+    - {{ name: in, from: any, to: web, ports: [tcp/2000] }}
+    - {{ name: web-to-db, from: web, to: db, ports: [udp/2000] }}
 {rules}
 "
     )

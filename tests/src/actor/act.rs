@@ -142,7 +142,10 @@ fn make(kind: Kind) -> io::Result<Socket> {
         Kind::Raw6(protocol) => (v6, Type::RAW, i32::from(protocol).into()),
         Kind::Packet => (Domain::PACKET, Type::DGRAM, i32::from(ETH_P_IP.to_be()).into()),
     };
-    Socket::new(domain, kind, Some(protocol))
+    let socket = Socket::new(domain, kind, Some(protocol))?;
+    // What is denied in silence is not waited for.
+    socket.set_write_timeout(Some(Duration::from_secs(1)))?;
+    Ok(socket)
 }
 
 fn set_option(socket: &Socket, set: &Set) -> Result<()> {

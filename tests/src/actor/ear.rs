@@ -14,6 +14,8 @@ use crate::process::{Place, Process};
 use crate::traffic::tool::say;
 use crate::world::patient;
 
+/// Protocol number (IANA).
+const TCP: u8 = 6;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a packet may take that is on its way.
 const ARRIVAL: Duration = Duration::from_secs(3);
@@ -22,7 +24,8 @@ const SILENCE: Duration = Duration::from_millis(150);
 /// `ETH_P_ALL` (include/uapi/linux/if_ether.h)
 const ETH_P_ALL: u16 = 3;
 
-/// How many packets came, by `PROTOCOL/PORT` (`6/2000`); those with a marked payload also by
+/// How many packets came, by `PROTOCOL/PORT` (`6/2000`); those that open a TCP
+/// connection also by `syn/PORT`; those with a marked payload also by
 /// `mark/TEXT` and `PROTOCOL/PORT/TEXT`.
 pub type Heard = BTreeMap<String, u64>;
 
@@ -102,6 +105,10 @@ fn names(packet: &[u8]) -> Vec<String> {
             packet.get(length + 2..length + 4).map_or(0, |p| u16::from_be_bytes([p[0], p[1]]));
         of_port = format!("{protocol}/{port}");
         names.push(of_port.clone());
+        let opens = *protocol == TCP && packet.get(length + 13).is_some_and(|f| f & 0x12 == 0x02);
+        if opens {
+            names.push(format!("syn/{port}"));
+        }
     }
     let mark = packet.windows(MARK.len()).position(|bytes| bytes == MARK);
     if let Some(at) = mark {
