@@ -93,7 +93,8 @@ reasons! {
     UnknownEthertype = 20, "unknown-ethertype";
     /// An ICMP error that quotes no packet of an allowed flow.
     UnrelatedError = 21, "unrelated-error";
-    /// The packet's source is the socket of another workload of this host.
+    /// The packet's source is another workload's: a socket of this host, or an address behind
+    /// another interface; or it is this host's own.
     BorrowedSource = 29, "borrowed-source";
     /// A map value that must be there is not: the policy is incomplete, so nothing passes.
     NotInitialised = 32, "not-initialised";

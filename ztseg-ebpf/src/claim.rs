@@ -3,22 +3,25 @@
 //! address chosen by the sender.
 
 use aya_ebpf::bindings::__sk_buff;
-use ztseg_common::addr::proto;
-use ztseg_common::key::{Place, WorkloadKey};
+use ztseg_common::addr::{Addr, proto};
+use ztseg_common::key::{Place, WorkloadKey, workload_interface};
 use ztseg_common::packet::{IcmpKind, Packet, ethertype};
+use ztseg_common::value::WORKLOAD_HOST_SIDE;
+use ztseg_common::verdict::{Hook, Verdict};
 
 use crate::flow::Flow;
+use crate::judge::{Outcome, report, ztseg_decide};
 use crate::maps::{SOCKETS, control};
-use crate::peer::Held;
+use crate::peer::{Held, Route, route};
+use crate::skb::{COPY, Skb, Sock, ztseg_parse_socket};
 use crate::socket::LOOPBACK;
-use crate::skb::{Skb, Sock};
 use crate::{table, workload};
 
 /// Whether nothing below can be amiss with a datagram of a flow that was judged: on loopback sockets
 /// are who they are, not addresses, and the kernel's copies for this host are the sender's, too.
 #[inline(always)]
 pub fn needs_no_second_look(skb: &Skb) -> bool {
-    skb.ifindex() != LOOPBACK
+    skb.ifindex() != LOOPBACK && skb.pkt_type() != COPY
 }
 
 /// Whether the header's IP version is the one that the packet is carried as: who is asked reads the
@@ -116,4 +119,73 @@ pub fn has_sent(sk: Sock, flow: &Flow, sender: WorkloadKey) -> bool {
         }
     }
     table::has(&flow.packet, Place::new(sender, netns, proto::UDP))
+}
+
+/// Whether a packet of an interface workload has a source that the routing table puts elsewhere for
+/// certain: behind the interface of another workload, or on this host. (Any other source may be that
+/// of a machine behind a bridge; `rp_filter` is for those.)
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_forged_source(skb: *mut __sk_buff, flow: *const Flow) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_ref() }) else { return 1 };
+    let source = &flow.packet.src;
+    // Who has no address yet says so; addresses of a link are on every link.
+    let o = &source.octets;
+    let of_the_link = o[0] == 0xfe && o[1] & 0xc0 == 0x80;
+    if of_the_link || *source == Addr::UNSPECIFIED || *source == Addr::v4([0; 4]) {
+        return 0;
+    }
+    let nobody = if source.is_v4() { Addr::v4([0; 4]) } else { Addr::UNSPECIFIED };
+    match route(skb, &nobody, source) {
+        Route::Forwarded(ifindex) => {
+            let key = workload_interface(ifindex);
+            let is_anothers = key != flow.workload
+                && flow.policy().workload(key).is_some_and(|w| w.flags & WORKLOAD_HOST_SIDE == 0);
+            u32::from(is_anothers)
+        }
+        Route::NotForwarded => 1,
+        Route::Unknown => 0,
+    }
+}
+
+/// Judges the copy of a multicast or broadcast datagram for the receivers on this host by the
+/// sender's egress rules: the kernel makes it before the sender's egress hook, which never sees it
+/// (`ip_mc_output`, net/ipv4/ip_output.c). True: denied, and reported.
+#[inline(never)]
+pub fn is_denied_copy(skb: &Skb, stamp: u64) -> bool {
+    // What cannot be read is for the receiver to judge.
+    let mut flow = Flow::new(stamp, Hook::CgroupEgress);
+    if ztseg_parse_socket(skb.raw, &raw mut flow.packet) != 0
+        || flow.packet.protocol != proto::UDP
+        || ztseg_copy_sender(skb.raw, &raw mut flow) == 0
+    {
+        return false;
+    }
+    let outcome = Outcome::from_bits(ztseg_decide(&raw mut flow));
+    if outcome.verdict() == Verdict::Allow {
+        return false;
+    }
+    report(skb.raw, &flow, outcome);
+    true
+}
+
+/// Finds who sent a datagram to many, and who is asked. Zero: the sender is not found.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_copy_sender(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_mut() }) else { return 0 };
+    let Some(control) = control() else { return 0 };
+    let (from, to) = ((flow.remote(), flow.remote_port()), (flow.local(), flow.local_port()));
+    let Some(held) = Held::lookup(skb.cast(), proto::UDP, from, to) else { return 0 };
+    let found = workload::of_socket(control, flow.policy(), held.sock());
+    held.release();
+    let Some(sender) = found else { return 0 };
+    flow.workload = sender.key;
+    flow.subject = sender.workload.subject;
+    let group = flow.policy().peer(&flow.packet.dst);
+    flow.identity = group.identity;
+    flow.address = group.address;
+    1
 }

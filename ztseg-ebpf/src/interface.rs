@@ -2,6 +2,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use ztseg_common::addr::proto;
+use ztseg_common::eval::Decision;
 use ztseg_common::key::workload_interface;
 use ztseg_common::packet::{Packet, Reader, ethertype};
 use ztseg_common::value::{CONTROL_WHOLE_HIERARCHY, Control, WORKLOAD_HOST_SIDE};
@@ -9,6 +10,7 @@ use ztseg_common::verdict::{Hook, Reason, Verdict};
 
 use crate::claim;
 use crate::flow::Flow;
+use crate::judge::{Outcome, report};
 use crate::maps::{self, SOCKETS};
 use crate::peer::Held;
 use crate::plain::{self, Answer, Sight};
@@ -61,6 +63,14 @@ fn long_way<const LINK_HEADER: u32>(skb: &Skb, hook: Hook, stamp: u64, answer: A
     }
     if workload.flags & WORKLOAD_HOST_SIDE != 0 && ztseg_at_socket(skb.raw, &raw const flow) != 0 {
         return Verdict::Allow;
+    }
+    if flow.is_outbound()
+        && workload.flags & WORKLOAD_HOST_SIDE == 0
+        && claim::ztseg_forged_source(skb.raw, &raw const flow) != 0
+    {
+        let decision = Decision::fixed(Verdict::Deny, Reason::BorrowedSource);
+        report(skb.raw, &flow, Outcome::new(&decision));
+        return Verdict::Deny;
     }
     table::packet::<true>(skb.raw, &mut flow, answer != Answer::NotThere)
 }

@@ -9,6 +9,9 @@ use ztseg_common::verdict::Reason;
 /// Offsets above this are never read; it lets the verifier bound every access.
 const MAX_OFFSET: u32 = 0x7fff;
 
+/// `PACKET_LOOPBACK`: the copy of a packet to many, for the receivers on this host.
+pub const COPY: u32 = 5;
+
 /// A packet.
 pub struct Skb {
     pub raw: *mut __sk_buff,
@@ -43,6 +46,10 @@ impl Skb {
     field!(
         /// Index of the device that the packet came in by; zero where it was made here.
         ingress_ifindex
+    );
+    field!(
+        /// Who it is for, `PACKET_HOST` and so on (`linux/if_packet.h`).
+        pkt_type
     );
     field!(
         /// Ethernet type, network order in the low half.

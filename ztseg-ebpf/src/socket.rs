@@ -117,7 +117,14 @@ fn known_datagram(
 fn long_way(skb: &Skb, hook: Hook, stamp: u64) -> Verdict {
     // The hook runs for full sockets only (kernel/bpf/cgroup.c, __cgroup_bpf_run_filter_skb).
     let Some(sk) = skb.socket() else { return Verdict::Deny };
-    if sk.is_tcp() { tcp_packet(skb, sk, hook, stamp) } else { datagram(skb, sk, hook, stamp) }
+    if sk.is_tcp() {
+        return tcp_packet(skb, sk, hook, stamp);
+    }
+    let is_copy = matches!(hook, Hook::CgroupIngress) && skb.pkt_type() == skb::COPY;
+    if is_copy && claim::is_denied_copy(skb, stamp) {
+        return Verdict::Deny;
+    }
+    datagram(skb, sk, hook, stamp)
 }
 
 #[inline(always)]

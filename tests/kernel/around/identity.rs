@@ -9,7 +9,7 @@ use ztseg_tests::actor::{Actor, Handle, Kind, Set};
 use ztseg_tests::agent::Agent;
 use ztseg_tests::world::World;
 
-use super::{ALLOWED, CLOSED, dropped, policy};
+use super::{CLOSED, dropped, policy};
 use crate::Body;
 use crate::environment::Environment;
 
@@ -25,6 +25,8 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
 
 /// `web`'s own port.
 const WEBS: u16 = 5000;
+/// `db`'s, where only `web` may ask, and may ask only `db`.
+const ALLOWED: u16 = 3000;
 const RAW: u8 = 255;
 
 /// Three workloads on one loopback device.
@@ -220,17 +222,23 @@ fn dead_server(_: &Environment) -> Result<()> {
     Ok(())
 }
 
-/// A packet socket on the loopback device, past every hook of the sender.
+/// A packet socket on the loopback device, past every hook of the sender. What has an IPv4 source of
+/// this host the kernel itself refuses there.
 fn frame(_: &Environment) -> Result<()> {
-    let mut stage = Stage::new()?;
-    let server = stage.server(false)?;
-    stage.web.bound(Kind::Udp4, to(false, WEBS))?;
-    let (socket, said) = stage.other.try_socket(Kind::Packet)?;
-    if said.is_done() {
-        let before = stage.dropped()?;
-        let packet = forge::datagram(to(false, WEBS), to(false, ALLOWED), b"other");
-        stage.other.send_frame(socket, "lo", [0; 6], &packet)?;
-        stage.silence(server, before, "a frame")?;
+    for v6 in [false, true] {
+        let mut stage = Stage::new()?;
+        let server = stage.server(v6)?;
+        let webs = stage.web.bound(udp(v6), to(v6, WEBS))?;
+        let (socket, said) = stage.other.try_socket(Kind::Packet)?;
+        if said.is_done() {
+            let before = stage.dropped()?;
+            let packet = forge::datagram(to(v6, WEBS), to(v6, ALLOWED), b"other");
+            stage.other.send_frame(socket, "lo", [0; 6], &packet)?.done()?;
+            ensure!(!stage.db.receive(server)?.is_done(), "v6: {v6}: it arrived");
+            ensure!(!v6 || stage.dropped()? > before, "nothing was counted as denied");
+        }
+        stage.control(server, webs, v6)?;
+        stage.agent.stop()?;
     }
-    stage.agent.stop()
+    Ok(())
 }

@@ -26,6 +26,8 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
 const MSG_FASTOPEN: i32 = 0x2000_0000;
 /// Allowed, and nobody listens there but who is told to.
 const SPARE: u16 = 2010;
+/// Where the kernel of the other end wants to be joined.
+const JOINED: u16 = 2020;
 
 fn opens(port: u16) -> impl Fn(u8) -> String {
     move |_| format!("syn/{port}")
@@ -147,8 +149,8 @@ fn join(_: &Environment) -> Result<()> {
     peer.add_address(&scene.world.uplink.far_interface, second, 28)?;
     let commands = "mptcp limits set subflows 4 add_addr_accepted 4\n";
     host.batch(commands)?;
-    peer.batch(&format!("{commands}mptcp endpoint add {second} port {DENIED} signal\n"))?;
-    scene.only_when_allowed(opens(DENIED), |scene, _| {
+    peer.batch(&format!("{commands}mptcp endpoint add {second} port {JOINED} signal\n"))?;
+    scene.only_when_allowed(opens(JOINED), |scene, _| {
         let (web, peer) = (&mut scene.actor()?, &mut Actor::start(&scene.world.peer.place())?);
         let to = SocketAddr::from((scene.world.uplink.far(false), SPARE));
         let listener = peer.bound(Kind::Mptcp4, to)?;
@@ -165,7 +167,7 @@ fn join(_: &Environment) -> Result<()> {
         // The kernel's worker connects in its own time.
         scene.ear.count_after_silence("").map(drop)
     })?;
-    scene.agent.wait_for_event(|e| e["workload"] == "/web" && e["peer"]["port"] == DENIED)?;
+    scene.agent.wait_for_event(|e| e["workload"] == "/web" && e["peer"]["port"] == JOINED)?;
     scene.agent.stop()
 }
 

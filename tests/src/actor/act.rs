@@ -23,6 +23,7 @@ use crate::traffic::tool::say;
 
 /// `ETH_P_IP` (include/uapi/linux/if_ether.h)
 const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
 
 /// Reads steps until its test closes the standard input.
 pub(crate) fn run() -> Result<()> {
@@ -93,7 +94,9 @@ impl Sockets {
                 number = send_file(self.of(socket)?, &bytes, splice)? as u64;
             }
             Step::SendFrame { socket, interface, to_mac, bytes } => {
-                let to = link_address(&interface, to_mac)?;
+                let v6 = bytes.first().is_some_and(|first| first >> 4 == 6);
+                let protocol = if v6 { ETH_P_IPV6 } else { ETH_P_IP };
+                let to = link_address(&interface, to_mac, protocol)?;
                 number = self.of(socket)?.send_to(&bytes, &to)? as u64;
             }
             Step::Receive { socket, millis } => {
@@ -224,14 +227,14 @@ fn send_file(socket: &Socket, bytes: &[u8], with_splice: bool) -> Result<usize> 
     Ok(sendfile(socket, file, None, bytes.len())?)
 }
 
-/// The address of a neighbour on a link, for IPv4 packets.
-fn link_address(interface: &str, mac: [u8; 6]) -> Result<SockAddr> {
+/// The address of a neighbour on a link, for packets of an Ethernet type.
+fn link_address(interface: &str, mac: [u8; 6], protocol: u16) -> Result<SockAddr> {
     let index = nix::net::if_::if_nametoindex(interface)?;
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: sockaddr_ll is plain and fits into any address storage (packet(7)).
     let link = unsafe { storage.view_as::<libc::sockaddr_ll>() };
     link.sll_family = u16::try_from(libc::AF_PACKET)?;
-    link.sll_protocol = ETH_P_IP.to_be();
+    link.sll_protocol = protocol.to_be();
     link.sll_ifindex = i32::try_from(index)?;
     link.sll_halen = 6;
     link.sll_addr[..6].copy_from_slice(&mac);
