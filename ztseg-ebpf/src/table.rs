@@ -290,6 +290,11 @@ pub extern "C" fn ztseg_quotes_flow(skb: *mut __sk_buff, flow: *const Flow) -> u
 /// and reported with its reason.
 #[inline(never)]
 pub fn unreadable(skb: &Skb, flow: &mut Flow, reason: Reason) -> Verdict {
+    if flow.subject == 0
+        && let Some(workload) = flow.policy().workload(flow.workload)
+    {
+        flow.subject = workload.subject;
+    }
     let subject = flow.policy().subject(flow.subject).unwrap_or_default();
     let (isolation, shapes) = match flow.direction() {
         Direction::Ingress => (subject.ingress, subject.ingress_shapes),

@@ -59,6 +59,7 @@ spec:
     vm: {{ match: [ {{ interface: zt-tap0 }} ] }}
   allow:
     - {{ name: base, from: web, to: any, ports: [tcp/2000, tcp/2010, udp/2000] }}
+    - {{ name: vm-out, from: vm, to: any, ports: [udp/2000] }}
     - {{ name: in, from: any, to: web, ports: [tcp/2000] }}
     - {{ name: web-to-db, from: web, to: db, ports: [udp/3000] }}
 {rules}

@@ -1,12 +1,14 @@
 //! Raw sockets and packet sockets: packets that the workload writes itself.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use ztseg_tests::actor::forge::{self, mark};
-use ztseg_tests::actor::{Kind, Set};
+use ztseg_tests::actor::{Actor, Kind, Set};
+use ztseg_tests::world::patient;
 
-use super::{ALLOWED, DENIED, Scene};
+use super::{ALLOWED, CLOSED, DENIED, Scene, policy};
 use crate::Body;
 use crate::environment::Environment;
 
@@ -19,6 +21,8 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
     ("around::raw_fragments", fragments),
     ("around::raw_icmp_errors_to_a_third_party", icmp_errors),
     ("around::raw_neighbour_discovery_as_a_carrier", neighbour_discovery),
+    ("around::raw_frames_behind_an_interface", frames),
+    ("around::raw_frames_are_a_limit_that_the_status_lists", limits),
 ];
 
 /// Protocol numbers (IANA).
@@ -130,6 +134,16 @@ fn fragments(_: &Environment) -> Result<()> {
     let tiny = scene.ear.heard()?.get(&format!("{UDP}/0")).copied();
     ensure!(tiny.is_none(), "a fragment without ports arrived");
     ensure!(scene.dropped()? >= dropped + 3, "not all was counted as denied");
+    // Where no rule is, nothing is denied, whatever the packet is.
+    let rules = policy(CLOSED);
+    let (segments, _) = rules.split_once("  allow:").context("no rules")?;
+    scene.agent.apply(segments)?;
+    let other = &mut Actor::start(&scene.world.workload("/other")?)?;
+    let raw = other.socket(Kind::Raw4(RAW))?;
+    other.set(raw, Set::HeaderIncluded)?;
+    let later = forge::fragment(from.ip(), to.ip(), UDP, &bytes(2), 1);
+    other.send_to(raw, to, &later)?.done()?;
+    ensure!(scene.ear.count("mark/a2")? > 0, "a fragment of a workload without a policy was lost");
     scene.agent.stop()
 }
 
@@ -173,5 +187,45 @@ fn neighbour_discovery(_: &Environment) -> Result<()> {
         let message = forge::icmp(SOLICITATION, 0, &[&[0; 20][..], &bytes(n)].concat());
         actor.send_to(socket, scene.peer(true, 0), &message).map(drop)
     })?;
+    scene.agent.stop()
+}
+
+/// A packet socket passes no hook of its cgroup; the interface behind which it is sees its frames.
+fn frames(_: &Environment) -> Result<()> {
+    let mut scene = Scene::new()?;
+    let link = &scene.world.tap;
+    let shown = scene.world.host.place().spawn("ip", &["-o", "link", "show", &link.interface])?;
+    let shown = shown.output(patient(Duration::from_secs(10)))?;
+    let mac = shown.split(" link/ether ").nth(1).context("no link address")?;
+    let mut address = [0; 6];
+    for (byte, text) in address.iter_mut().zip(mac.split([':', ' '])) {
+        *byte = u8::from_str_radix(text, 16)?;
+    }
+    let vm = &mut Actor::start(&scene.world.guest.place())?;
+    let socket = vm.socket(Kind::Packet)?;
+    let from = SocketAddr::from((link.far(false), 53));
+    let interface = link.far_interface.clone();
+    scene.close()?;
+    for (port, heard) in [(ALLOWED, true), (DENIED, false)] {
+        let what = format!("f{port}");
+        let packet = forge::datagram(from, scene.peer(false, port), &mark(&what));
+        vm.send_frame(socket, &interface, address, &packet)?.done()?;
+        let what = format!("mark/{what}");
+        let count =
+            if heard { scene.ear.count(&what)? } else { scene.ear.count_after_silence(&what)? };
+        ensure!((count > 0) == heard, "port {port}: {count} frames arrived");
+    }
+    scene.agent.wait_for_event(|e| e["workload"] == "interface:zt-tap0")?;
+    scene.agent.stop()
+}
+
+/// What no hook in use sees is said, with what to do about it.
+fn limits(_: &Environment) -> Result<()> {
+    let mut scene = Scene::new()?;
+    let status = scene.agent.status()?;
+    let limits = status["limits"].as_array().context("no limits in the status")?;
+    for id in ["packet-sockets", "own-network", "source-address", "shared-port", "moved-socket"] {
+        ensure!(limits.iter().any(|limit| limit["id"] == id), "{id} is not in {limits:#?}");
+    }
     scene.agent.stop()
 }
