@@ -60,9 +60,11 @@ pub fn has_borrowed_source(skb: &Skb, sk: Sock, flow: &Flow) -> bool {
     let may_lie = if sk.is_raw() {
         matches!(packet.protocol, proto::TCP | proto::UDP)
     } else {
-        // `IP_PKTINFO` gives a datagram any address of this host as its source.
+        // `IP_PKTINFO` gives a datagram any address of this host as its source. (Another port is the
+        // work of a translation.)
         packet.protocol == proto::UDP
-            && !(sk.local_port() == packet.src_port && sk.may_send_from(&packet.src))
+            && sk.local_port() == packet.src_port
+            && !sk.may_send_from(&packet.src)
     };
     may_lie && ztseg_source_is_anothers(skb.raw, core::ptr::from_ref(flow)) != 0
 }
@@ -151,7 +153,7 @@ pub extern "C" fn ztseg_forged_source(skb: *mut __sk_buff, flow: *const Flow) ->
 
 /// Judges the copy of a multicast or broadcast datagram for the receivers on this host by the
 /// sender's egress rules: the kernel makes it before the sender's egress hook, which never sees it
-/// (`ip_mc_output`, net/ipv4/ip_output.c). True: denied, and reported.
+/// (`ip_mc_output`, `net/ipv4/ip_output.c`). True: denied, and reported.
 #[inline(never)]
 pub fn is_denied_copy(skb: &Skb, stamp: u64) -> bool {
     // What cannot be read is for the receiver to judge.

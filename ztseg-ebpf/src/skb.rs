@@ -352,16 +352,17 @@ impl Sock {
         let word = |i: usize| u32::from_ne_bytes(bytes[i]);
         if addr.is_v4() {
             let own = sock_field!(self, "u32", src_ip4);
-            return own == 0 || own == word(3);
+            own == 0 || own == word(3)
+        } else {
+            const IP6: usize = core::mem::offset_of!(bpf_sock, src_ip6);
+            let own = [
+                sock_word!(self, IP6),
+                sock_word!(self, IP6 + 4),
+                sock_word!(self, IP6 + 8),
+                sock_word!(self, IP6 + 12),
+            ];
+            own == [0; 4] || own == [word(0), word(1), word(2), word(3)]
         }
-        const IP6: usize = core::mem::offset_of!(bpf_sock, src_ip6);
-        let own = [
-            sock_word!(self, IP6),
-            sock_word!(self, IP6 + 4),
-            sock_word!(self, IP6 + 8),
-            sock_word!(self, IP6 + 12),
-        ];
-        own == [0; 4] || own == [word(0), word(1), word(2), word(3)]
     }
 
     /// The port that the socket is bound to.
