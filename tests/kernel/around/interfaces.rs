@@ -118,9 +118,9 @@ fn to_many_here(_: &Environment) -> Result<()> {
     other.set(receiver, Set::Join(GROUP, here))?;
     for open in [true, false] {
         if open {
-            scene.open()?
+            scene.open()?;
         } else {
-            scene.close()?
+            scene.close()?;
         }
         let before = scene.dropped()?;
         let actor = &mut scene.actor()?;

@@ -166,13 +166,13 @@ fn mapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// That the kernel has io_uring, and lets everybody use it.
+/// That the kernel has `io_uring`, and lets everybody use it.
 fn need_io_uring() -> Result<()> {
     let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
     let is_there = match disabled {
         Ok(text) => text.trim() != "2",
         // A kernel before 6.6 has no switch.
-        Err(_) => fs::read_to_string("/proc/kallsyms")?.contains("__sys_io_uring_setup"),
+        Err(_) => fs::read_to_string("/proc/kallsyms")?.contains("sys_io_uring_setup"),
     };
     ensure!(is_there, Lacking("this kernel has no io_uring, or it is disabled".to_owned()));
     Ok(())

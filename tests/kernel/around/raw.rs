@@ -151,8 +151,8 @@ fn fragments(_: &Environment) -> Result<()> {
 fn icmp_errors(_: &Environment) -> Result<()> {
     let mut scene = Scene::new()?;
     scene.close()?;
-    let (third, _link) = scene.world.add_host("third", 9, "zt-third")?;
-    let third_address = _link.far(false);
+    let (third, link) = scene.world.add_host("third", 9, "zt-third")?;
+    let third_address = link.far(false);
     let mut ear = ztseg_tests::actor::ear::Ear::start(&third.place())?;
     let web = &mut scene.actor()?;
     let socket = web.socket(Kind::Udp4)?;

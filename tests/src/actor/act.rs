@@ -21,7 +21,7 @@ use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 use super::step::{Answer, Kind, Set, Step};
 use crate::traffic::tool::say;
 
-/// `ETH_P_IP` (include/uapi/linux/if_ether.h)
+/// `ETH_P_IP`, `ETH_P_IPV6` (`include/uapi/linux/if_ether.h`)
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 

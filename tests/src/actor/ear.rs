@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const ARRIVAL: Duration = Duration::from_secs(3);
 /// After which a packet that has not come will not come.
 const SILENCE: Duration = Duration::from_millis(150);
-/// `ETH_P_ALL` (include/uapi/linux/if_ether.h)
+/// `ETH_P_ALL` (`include/uapi/linux/if_ether.h`)
 const ETH_P_ALL: u16 = 3;
 
 /// How many packets came, by `PROTOCOL/PORT` (`6/2000`); those that open a TCP
@@ -76,7 +76,7 @@ pub(crate) fn run() -> Result<()> {
     let heard = Arc::new(Mutex::new(Heard::new()));
     let counts = Arc::clone(&heard);
     thread::spawn(move || {
-        let mut packet = [0; 65536];
+        let mut packet = vec![0; 65536];
         while let Ok(n) = socket.read(&mut packet) {
             let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
             for what in names(&packet[..n]) {

@@ -24,31 +24,28 @@ pub fn ip(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
 
 /// As [`ip`]; for IPv4 with the fragment field as it is on the wire (offset in eights, flags above).
 pub fn fragment(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8], field: u16) -> Vec<u8> {
-    let mut packet = match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let mut header = vec![0x45, 0];
-            header.extend(be(IPV4_HEADER + payload.len()));
-            header.extend([0x12, 0x34]);
-            header.extend(field.to_be_bytes());
-            header.extend([64, protocol, 0, 0]);
-            header.extend(from.octets());
-            header.extend(to.octets());
-            let sum = checksum(&header);
-            header[10..12].copy_from_slice(&sum);
-            header
+    let mut packet = if let (IpAddr::V4(from), IpAddr::V4(to)) = (from, to) {
+        let mut header = vec![0x45, 0];
+        header.extend(be(IPV4_HEADER + payload.len()));
+        header.extend([0x12, 0x34]);
+        header.extend(field.to_be_bytes());
+        header.extend([64, protocol, 0, 0]);
+        header.extend(from.octets());
+        header.extend(to.octets());
+        let sum = checksum(&header);
+        header[10..12].copy_from_slice(&sum);
+        header
+    } else {
+        let mut header = vec![0x60, 0, 0, 0];
+        header.extend(be(payload.len()));
+        header.extend([protocol, 64]);
+        for address in [from, to] {
+            header.extend(match address {
+                IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+                IpAddr::V6(address) => address.octets(),
+            });
         }
-        _ => {
-            let mut header = vec![0x60, 0, 0, 0];
-            header.extend(be(payload.len()));
-            header.extend([protocol, 64]);
-            for address in [from, to] {
-                header.extend(match address {
-                    IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-                    IpAddr::V6(address) => address.octets(),
-                });
-            }
-            header
-        }
+        header
     };
     packet.extend(payload);
     packet

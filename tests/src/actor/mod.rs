@@ -186,7 +186,7 @@ impl Actor {
         self.act(&Step::SendFrom { socket: socket.0, from, to, bytes: bytes.to_vec() })
     }
 
-    /// Sends through an io_uring.
+    /// Sends through an `io_uring`.
     pub fn send_by_ring(&mut self, socket: Handle, bytes: &[u8]) -> Result<Said> {
         self.act(&Step::SendByRing { socket: socket.0, bytes: bytes.to_vec() })
     }
