@@ -4,10 +4,11 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use ztseg_common::addr::{Addr, proto};
+use ztseg_common::eval::Decision;
 use ztseg_common::key::{Place, WorkloadKey, workload_interface};
 use ztseg_common::packet::{IcmpKind, Packet, ethertype};
-use ztseg_common::value::WORKLOAD_HOST_SIDE;
-use ztseg_common::verdict::{Hook, Verdict};
+use ztseg_common::value::{WORKLOAD_HOST_SIDE, Workload};
+use ztseg_common::verdict::{Hook, Reason, Verdict};
 
 use crate::flow::Flow;
 use crate::judge::{Outcome, report, ztseg_decide};
@@ -27,14 +28,15 @@ pub fn needs_no_second_look(skb: &Skb) -> bool {
 /// Whether the header's IP version is the one that the packet is carried as: who is asked reads the
 /// bytes by that one. And no IPv6 packet has IPv4 addresses in it: RFC 4291 section 2.5.5.2 gives
 /// them to sockets, not to wires, and an address class must not be had by another spelling.
-#[inline(always)]
+#[inline(never)]
 pub fn is_one_version(packet: &Packet, ethertype: u16) -> bool {
     let v4 = ethertype == ethertype::IPV4;
     packet.src.is_v4() == v4 && packet.dst.is_v4() == v4
 }
 
-/// As [`is_one_version`], for a packet that has no VLAN tag in it.
-#[inline(always)]
+/// As [`is_one_version`], for a packet that has no VLAN tag in it. A function of its own for its stack
+/// frame.
+#[inline(never)]
 pub fn is_what_it_is_carried_as(skb: &Skb, packet: &Packet) -> bool {
     is_one_version(packet, u16::from_be(skb.protocol() as u16))
 }
@@ -121,6 +123,22 @@ pub fn has_sent(sk: Sock, flow: &Flow, sender: WorkloadKey) -> bool {
         }
     }
     table::has(&flow.packet, Place::new(sender, netns, proto::UDP))
+}
+
+/// Whether a packet of an interface workload is refused for its source; reports it. A function of its
+/// own for its stack frame.
+#[inline(never)]
+pub fn is_refused_source(skb: &Skb, flow: &Flow) -> bool {
+    let is_far = |workload: Workload| workload.flags & WORKLOAD_HOST_SIDE == 0;
+    if !flow.is_outbound()
+        || !flow.policy().workload(flow.workload).is_some_and(is_far)
+        || ztseg_forged_source(skb.raw, core::ptr::from_ref(flow)) == 0
+    {
+        return false;
+    }
+    let decision = Decision::fixed(Verdict::Deny, Reason::BorrowedSource);
+    report(skb.raw, flow, Outcome::new(&decision));
+    true
 }
 
 /// Whether a packet of an interface workload has a source that the routing table puts elsewhere for

@@ -2,7 +2,6 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use ztseg_common::addr::proto;
-use ztseg_common::eval::Decision;
 use ztseg_common::key::workload_interface;
 use ztseg_common::packet::{Packet, Reader, ethertype};
 use ztseg_common::value::{CONTROL_WHOLE_HIERARCHY, Control, WORKLOAD_HOST_SIDE};
@@ -10,7 +9,6 @@ use ztseg_common::verdict::{Hook, Reason, Verdict};
 
 use crate::claim;
 use crate::flow::Flow;
-use crate::judge::{Outcome, report};
 use crate::maps::{self, SOCKETS};
 use crate::peer::Held;
 use crate::plain::{self, Answer, Sight};
@@ -48,12 +46,7 @@ fn long_way<const LINK_HEADER: u32>(skb: &Skb, hook: Hook, stamp: u64, answer: A
     let Some(workload) = Policy::of(stamp).workload(flow.workload) else { return Verdict::Allow };
     flow.subject = workload.subject;
     let failure = match ethertype_of(skb) {
-        ethertype::IPV4 | ethertype::IPV6 => {
-            match parse_untagged::<LINK_HEADER>(skb, &mut flow.packet) {
-                0 if !claim::is_what_it_is_carried_as(skb, &flow.packet) => Reason::Malformed as u8,
-                failure => failure,
-            }
-        }
+        ethertype::IPV4 | ethertype::IPV6 => parse_untagged::<LINK_HEADER>(skb, &mut flow.packet),
         ethertype::ARP => return Verdict::Allow,
         ethertype::VLAN | ethertype::QINQ => parse_tagged(skb, LINK_HEADER, &mut flow.packet),
         _ => Reason::UnknownEthertype as u8,
@@ -64,12 +57,7 @@ fn long_way<const LINK_HEADER: u32>(skb: &Skb, hook: Hook, stamp: u64, answer: A
     if workload.flags & WORKLOAD_HOST_SIDE != 0 && ztseg_at_socket(skb.raw, &raw const flow) != 0 {
         return Verdict::Allow;
     }
-    if flow.is_outbound()
-        && workload.flags & WORKLOAD_HOST_SIDE == 0
-        && claim::ztseg_forged_source(skb.raw, &raw const flow) != 0
-    {
-        let decision = Decision::fixed(Verdict::Deny, Reason::BorrowedSource);
-        report(skb.raw, &flow, Outcome::new(&decision));
+    if claim::is_refused_source(skb, &flow) {
         return Verdict::Deny;
     }
     table::packet::<true>(skb.raw, &mut flow, answer != Answer::NotThere)
@@ -84,7 +72,10 @@ fn ethertype_of(skb: &Skb) -> u16 {
 /// A function of its own for its stack frame.
 #[inline(never)]
 fn parse_untagged<const LINK_HEADER: u32>(skb: &Skb, packet: &mut Packet) -> u8 {
-    skb::parse(skb, LINK_HEADER, packet)
+    match skb::parse(skb, LINK_HEADER, packet) {
+        0 if !claim::is_what_it_is_carried_as(skb, packet) => Reason::Malformed as u8,
+        failure => failure,
+    }
 }
 
 /// Parses behind at most two VLAN tags.
