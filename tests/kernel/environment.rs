@@ -4,6 +4,11 @@ use std::env;
 use std::fs;
 use std::path::PathBuf;
 
+/// What a single test needs and does not find here: as its error, it makes the test skipped.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Lacking(pub(crate) String);
+
 /// What `cargo xtask test` and `cargo xtask vm` say about where the tests run.
 #[derive(Clone, Debug)]
 pub(crate) struct Environment {

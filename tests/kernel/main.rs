@@ -6,6 +6,7 @@
 //! the same time, and outside a virtual machine on somebody's real system.
 
 mod agents;
+mod around;
 mod behind;
 mod boot;
 mod commit;
@@ -26,7 +27,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use crate::environment::Environment;
+use crate::environment::{Environment, Lacking};
 
 /// The body of a test.
 type Body = fn(&Environment) -> anyhow::Result<()>;
@@ -56,6 +57,9 @@ fn main() -> ExitCode {
         upgrade::TESTS,
         boot::TESTS,
     ]
+    .into_iter()
+    .chain(around::TESTS.iter().copied())
+    .collect::<Vec<_>>()
     .concat();
     let mut trials: Vec<Trial> =
         tests.into_iter().map(|(name, body)| trial(name, body, &environment)).collect();
@@ -76,6 +80,7 @@ fn trial(
         }
         match body(&environment) {
             Ok(()) => Ok(Completion::Completed),
+            Err(error) if error.is::<Lacking>() => Ok(Completion::ignored_with(error.to_string())),
             Err(error) => Err(Failed::from(format!("{error:?}"))),
         }
     })

@@ -111,6 +111,9 @@ reasons! {
     Jumbogram = 27, "jumbogram";
     /// A protocol number that means nothing in this IP version.
     UnknownProtocol = 28, "unknown-protocol";
+    /// The packet's source is another workload's: a socket of this host, or an address behind
+    /// another interface; or it is this host's own.
+    BorrowedSource = 29, "borrowed-source";
     /// A map value that must be there is not: the policy is incomplete, so nothing passes.
     NotInitialised = 32, "not-initialised";
 }

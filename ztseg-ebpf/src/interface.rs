@@ -7,6 +7,7 @@ use ztseg_common::packet::{Packet, Reader, ethertype};
 use ztseg_common::value::{CONTROL_WHOLE_HIERARCHY, Control, WORKLOAD_HOST_SIDE};
 use ztseg_common::verdict::{Hook, Reason, Verdict};
 
+use crate::claim;
 use crate::flow::Flow;
 use crate::maps::{self, SOCKETS};
 use crate::peer::Held;
@@ -56,6 +57,9 @@ fn long_way<const LINK_HEADER: u32>(skb: &Skb, hook: Hook, stamp: u64, answer: A
     if workload.flags & WORKLOAD_HOST_SIDE != 0 && ztseg_at_socket(skb.raw, &raw const flow) != 0 {
         return Verdict::Allow;
     }
+    if claim::is_refused_source(skb, &flow) {
+        return Verdict::Deny;
+    }
     table::packet::<true>(skb.raw, &mut flow, answer != Answer::NotThere)
 }
 
@@ -68,7 +72,10 @@ fn ethertype_of(skb: &Skb) -> u16 {
 /// A function of its own for its stack frame.
 #[inline(never)]
 fn parse_untagged<const LINK_HEADER: u32>(skb: &Skb, packet: &mut Packet) -> u8 {
-    skb::parse(skb, LINK_HEADER, packet)
+    match skb::parse(skb, LINK_HEADER, packet) {
+        0 if !claim::is_what_it_is_carried_as(skb, packet) => Reason::Malformed as u8,
+        failure => failure,
+    }
 }
 
 /// Parses behind at most two VLAN tags. A function of its own for its stack frame, too.
@@ -84,7 +91,12 @@ fn parse_tagged(skb: &Skb, link_header: u32, packet: &mut Packet) -> u8 {
         }
     }
     match ethertype {
-        ethertype::IPV4 | ethertype::IPV6 => skb::ztseg_parse(skb.raw, offset, packet) as u8,
+        ethertype::IPV4 | ethertype::IPV6 => {
+            match skb::ztseg_parse(skb.raw, offset, packet) as u8 {
+                0 if !claim::is_one_version(packet, ethertype) => Reason::Malformed as u8,
+                failure => failure,
+            }
+        }
         _ => Reason::UnknownEthertype as u8,
     }
 }

@@ -3,6 +3,7 @@
 //! * [`socket`] judges TCP and connected UDP at the cgroup hooks, with the state in the socket
 //! * [`table`] judges everything else, with the state in the flow table
 //! * [`judge`] decides for a flow that has no valid verdict yet
+//! * [`claim`] holds what packets say of themselves against what the kernel knows
 //! * [`syscall`] gives early answers at `connect` and `sendmsg`
 //! * [`interface`] is TC; [`plain`] is the short way for packets of known flows
 //! * [`skb`], [`maps`], [`workload`], [`peer`] and [`emit`] are what they stand on
@@ -30,6 +31,7 @@
     reason = "contexts come by value; the verifier follows a reference to the stack best as it is"
 )]
 
+mod claim;
 mod denied;
 mod emit;
 mod flow;
@@ -83,12 +85,12 @@ fn ztseg_create(ctx: SockContext) -> i32 {
 
 #[cgroup_sock_addr(connect4)]
 fn ztseg_connect4(ctx: SockAddrContext) -> i32 {
-    cgroup(syscall::early_answer(ctx.sock_addr, Hook::Connect4))
+    cgroup(syscall::connect(ctx.sock_addr, Hook::Connect4))
 }
 
 #[cgroup_sock_addr(connect6)]
 fn ztseg_connect6(ctx: SockAddrContext) -> i32 {
-    cgroup(syscall::early_answer(ctx.sock_addr, Hook::Connect6))
+    cgroup(syscall::connect(ctx.sock_addr, Hook::Connect6))
 }
 
 #[cgroup_sock_addr(sendmsg4)]

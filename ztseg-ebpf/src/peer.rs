@@ -12,7 +12,7 @@ use ztseg_common::value::{Control, WORKLOAD_HOST_SIDE};
 use crate::flow::Flow;
 use crate::maps::{SOCKETS, control};
 use crate::skb::{LISTEN, Skb, Sock};
-use crate::workload;
+use crate::{claim, workload};
 
 /// `BPF_F_CURRENT_NETNS`
 const CURRENT_NETNS: u64 = u64::MAX;
@@ -108,9 +108,19 @@ fn sender(skb: *mut __sk_buff, flow: &Flow) -> WorkloadKey {
     }
 }
 
-/// The workload that a packet of an interface workload goes to; zero: not known.
+/// Where the routing table takes a packet.
+pub enum Route {
+    /// Out by this interface.
+    Forwarded(u32),
+    /// To this host, or to many.
+    NotForwarded,
+    /// Not known: no route, or the interface does not forward.
+    Unknown,
+}
+
+/// Where the routing table takes a packet that comes in by the interface that `skb` is on.
 #[inline(always)]
-fn receiver(skb: *mut __sk_buff, flow: &Flow) -> WorkloadKey {
+pub fn route(skb: *mut __sk_buff, from: &Addr, to: &Addr) -> Route {
     /// `BPF_FIB_LKUP_RET_SUCCESS`, `BPF_FIB_LKUP_RET_NOT_FWDED`
     const FORWARDED: i64 = 0;
     const NOT_FORWARDED: i64 = 4;
@@ -122,20 +132,30 @@ fn receiver(skb: *mut __sk_buff, flow: &Flow) -> WorkloadKey {
     // SAFETY: an all-zero struct of integers.
     let mut route: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     route.ifindex = Skb::new(skb).ifindex();
-    if flow.remote().is_v4() {
+    if to.is_v4() {
         route.family = AF_INET;
-        route.__bindgen_anon_3.ipv4_src = last_word(flow.local());
-        route.__bindgen_anon_4.ipv4_dst = last_word(flow.remote());
+        route.__bindgen_anon_3.ipv4_src = last_word(from);
+        route.__bindgen_anon_4.ipv4_dst = last_word(to);
     } else {
         route.family = AF_INET6;
-        route.__bindgen_anon_3.ipv6_src = words(flow.local());
-        route.__bindgen_anon_4.ipv6_dst = words(flow.remote());
+        route.__bindgen_anon_3.ipv6_src = words(from);
+        route.__bindgen_anon_4.ipv6_dst = words(to);
     }
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the struct is initialised and its size is passed.
     match unsafe { bpf_fib_lookup_helper(skb.cast(), &raw mut route, size, 0) } {
-        FORWARDED | NO_NEIGHBOUR => workload_interface(route.ifindex),
-        NOT_FORWARDED if matches!(flow.packet.protocol, proto::TCP | proto::UDP) => {
+        FORWARDED | NO_NEIGHBOUR => Route::Forwarded(route.ifindex),
+        NOT_FORWARDED => Route::NotForwarded,
+        _ => Route::Unknown,
+    }
+}
+
+/// The workload that a packet of an interface workload goes to; zero: not known.
+#[inline(always)]
+fn receiver(skb: *mut __sk_buff, flow: &Flow) -> WorkloadKey {
+    match route(skb, flow.local(), flow.remote()) {
+        Route::Forwarded(ifindex) => workload_interface(ifindex),
+        Route::NotForwarded if matches!(flow.packet.protocol, proto::TCP | proto::UDP) => {
             let from = (flow.local(), flow.local_port());
             let to = (flow.remote(), flow.remote_port());
             let Some(held) = Held::lookup(skb.cast(), flow.packet.protocol, from, to) else {
@@ -145,7 +165,7 @@ fn receiver(skb: *mut __sk_buff, flow: &Flow) -> WorkloadKey {
             held.release();
             key
         }
-        _ => 0,
+        Route::NotForwarded | Route::Unknown => 0,
     }
 }
 
@@ -178,7 +198,7 @@ pub extern "C" fn ztseg_has_listener(skb: *mut __sk_buff, flow: *const Flow) -> 
 
 enum Local {
     Workload(workload::Found),
-    /// A socket outside the cgroup root.
+    /// A socket outside the cgroup root, or one that did not send this.
     Stranger,
     Nobody,
 }
@@ -200,10 +220,11 @@ fn local_socket(ctx: *mut core::ffi::c_void, control: &Control, flow: &Flow) -> 
         return Local::Nobody;
     }
     let found = workload::of_socket(control, flow.policy(), sk.sock());
+    let sent = found.is_none_or(|w| claim::has_sent(sk.sock(), flow, w.key));
     sk.release();
     match found {
-        Some(w) => Local::Workload(w),
-        None => Local::Stranger,
+        Some(w) if sent => Local::Workload(w),
+        _ => Local::Stranger,
     }
 }
 

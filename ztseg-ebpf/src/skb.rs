@@ -9,6 +9,9 @@ use ztseg_common::verdict::Reason;
 /// Offsets above this are never read; it lets the verifier bound every access.
 const MAX_OFFSET: u32 = 0x7fff;
 
+/// `PACKET_LOOPBACK`: the copy of a packet to many, for the receivers on this host.
+pub const COPY: u32 = 5;
+
 /// A packet.
 pub struct Skb {
     pub raw: *mut __sk_buff,
@@ -43,6 +46,10 @@ impl Skb {
     field!(
         /// Index of the device that the packet came in by; zero where it was made here.
         ingress_ifindex
+    );
+    field!(
+        /// Who it is for, `PACKET_HOST` and so on (`linux/if_packet.h`).
+        pkt_type
     );
     field!(
         /// Ethernet type, network order in the low half.
@@ -355,6 +362,32 @@ impl Sock {
     #[inline(always)]
     pub fn is_idle_raw(&self) -> bool {
         self.type_() == RAW && self.state() == CLOSE
+    }
+
+    /// A socket whose program writes the packets itself.
+    #[inline(always)]
+    pub fn is_raw(&self) -> bool {
+        self.type_() == RAW
+    }
+
+    /// Whether packets have this source of their own accord: the socket is bound to it, or to none.
+    #[inline(always)]
+    pub fn may_send_from(&self, addr: &Addr) -> bool {
+        let (bytes, _) = addr.octets.as_chunks::<4>();
+        let word = |i: usize| u32::from_ne_bytes(bytes[i]);
+        if addr.is_v4() {
+            let own = sock_field!(self, "u32", src_ip4);
+            own == 0 || own == word(3)
+        } else {
+            const IP6: usize = core::mem::offset_of!(bpf_sock, src_ip6);
+            let own = [
+                sock_word!(self, IP6),
+                sock_word!(self, IP6 + 4),
+                sock_word!(self, IP6 + 8),
+                sock_word!(self, IP6 + 12),
+            ];
+            own == [0; 4] || own == [word(0), word(1), word(2), word(3)]
+        }
     }
 
     /// The port that the socket is bound to.

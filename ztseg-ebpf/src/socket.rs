@@ -6,6 +6,7 @@ use aya_ebpf::helpers::generated::{
     bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
 };
 use ztseg_common::addr::{Addr, proto};
+use ztseg_common::eval::Decision;
 use ztseg_common::event::Counter;
 use ztseg_common::packet::tcp;
 use ztseg_common::state::{Role, SOCKET_CREATED, SOCKET_LISTENED, SOCKET_TCP, SocketState};
@@ -19,7 +20,7 @@ use crate::peer::ztseg_has_listener;
 use crate::plain::{self, Answer, Sight};
 use crate::policy::Policy;
 use crate::skb::{LISTEN, SYN_SENT, Skb, Sock};
-use crate::{skb, table, workload};
+use crate::{claim, skb, table, workload};
 
 /// Index of the loopback device in every network namespace (`LOOPBACK_IFINDEX`).
 pub const LOOPBACK: u32 = 1;
@@ -50,6 +51,17 @@ pub fn created(sk: *mut bpf_sock) {
     }
 }
 
+/// `connect`: whatever the socket was judged for is over. It may have been accepted, disconnected
+/// (`AF_UNSPEC`) and be on its way to the one that it was accepted from.
+#[inline(always)]
+pub fn reconnected(sk: *mut bpf_sock) {
+    if let Some(state) = SOCKETS.get(sk, false) {
+        state.stamp = 0;
+        state.role = 0;
+        state.flags &= !SOCKET_LISTENED;
+    }
+}
+
 /// Judges a packet that a socket sends or receives.
 #[inline(always)]
 pub fn packet(skb: &Skb, hook: Hook) -> Verdict {
@@ -71,6 +83,7 @@ pub fn packet(skb: &Skb, hook: Hook) -> Verdict {
                 return Verdict::Allow;
             }
         } else if state.workload_stamp == stamp
+            && claim::needs_no_second_look(skb)
             && known_datagram(skb, state, judged, control, outbound)
         {
             return Verdict::Allow;
@@ -104,7 +117,14 @@ fn known_datagram(
 fn long_way(skb: &Skb, hook: Hook, stamp: u64) -> Verdict {
     // The hook runs for full sockets only (kernel/bpf/cgroup.c, __cgroup_bpf_run_filter_skb).
     let Some(sk) = skb.socket() else { return Verdict::Deny };
-    if sk.is_tcp() { tcp_packet(skb, sk, hook, stamp) } else { datagram(skb, sk, hook, stamp) }
+    if sk.is_tcp() {
+        return tcp_packet(skb, sk, hook, stamp);
+    }
+    let is_copy = matches!(hook, Hook::CgroupIngress) && skb.pkt_type() == skb::COPY;
+    if is_copy && claim::is_denied_copy(skb, stamp) {
+        return Verdict::Deny;
+    }
+    datagram(skb, sk, hook, stamp)
 }
 
 #[inline(always)]
@@ -169,6 +189,8 @@ fn tcp_packet(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
         // A handshake: each of its packets is judged afresh. The child inherits the flag.
         state.flags |= SOCKET_LISTENED;
         state.stamp = 0;
+        // What it was in another life is not what its children are.
+        state.role = 0;
         flow.role = Role::Responder as u8;
         flow.set_local_port(sk.local_port());
         return judge::<false>(skb.raw, &mut flow).verdict();
@@ -278,6 +300,14 @@ fn datagram(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
     }
     if let Some(reason) = Reason::from_u8(failure) {
         return table::unreadable(skb, &mut flow, reason);
+    }
+    if !claim::is_what_it_is_carried_as(skb, &flow.packet) {
+        return table::unreadable(skb, &mut flow, Reason::Malformed);
+    }
+    if claim::has_borrowed_source(skb, sk, &flow) {
+        let decision = Decision::fixed(Verdict::Deny, Reason::BorrowedSource);
+        report(skb.raw, &flow, Outcome::new(&decision));
+        return Verdict::Deny;
     }
     if table::packet::<false>(skb.raw, &mut flow, true) == Verdict::Deny {
         return Verdict::Deny;

@@ -21,7 +21,7 @@ use crate::maps::{self, SOCKETS};
 use crate::peer::{self, Held};
 use crate::policy::Policy;
 use crate::skb::{Sock, addr_of_words};
-use crate::workload;
+use crate::{socket, workload};
 
 macro_rules! read {
     ($ctx:expr, $($field:tt)+) => {
@@ -29,6 +29,16 @@ macro_rules! read {
         // compiler does not merge reads, which the verifier would refuse.
         unsafe { core::ptr::read_volatile(&raw const (*$ctx).$($field)+) }
     };
+}
+
+/// As [`early_answer`], at `connect`.
+#[inline(always)]
+pub fn connect(ctx: *mut bpf_sock_addr, hook: Hook) -> Verdict {
+    let sk = read!(ctx, __bindgen_anon_1.sk);
+    if !sk.is_null() {
+        socket::reconnected(sk);
+    }
+    early_answer(ctx, hook)
 }
 
 /// Denies what the packet hook would deny for certain.

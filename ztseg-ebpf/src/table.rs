@@ -6,17 +6,17 @@ use aya_ebpf::helpers::generated::bpf_jiffies64;
 use ztseg_common::addr::{Addr, Port, proto};
 use ztseg_common::eval::{Decision, Lookup};
 use ztseg_common::event::Counter;
-use ztseg_common::key::{FlowKey4, FlowKey6, Place};
+use ztseg_common::key::{FlowKey4, FlowKey6, Place, WorkloadKey};
 use ztseg_common::packet::{IcmpKind, Packet, Reader, tcp};
 use ztseg_common::state::{FlowState, Phase, Segment, Step, is_fresh, ticks, timeout_seconds};
 use ztseg_common::value::{Control, Isolation};
 use ztseg_common::verdict::{Direction, Reason, Verdict};
 
-use crate::denied;
 use crate::flow::Flow;
 use crate::judge::{Outcome, judge, report};
 use crate::maps::{FLOWS4, FLOWS6, control, count};
 use crate::skb::{Skb, ztseg_parse_quoted};
+use crate::{claim, denied};
 
 /// The state of the flow that a packet belongs to; null: there is none. (No `Option`: its type
 /// information would be refused.)
@@ -130,7 +130,10 @@ pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there
     let mut goes_on = false;
     if there && let Some(state) = fresh(&flow.packet, flow.is_outbound(), place(flow), control) {
         goes_on = step(skb, flow, state) == Step::Continue;
-        if goes_on && state.stamp == flow.stamp {
+        if goes_on
+            && state.stamp == flow.stamp
+            && (INTERFACE || !another_peer(skb, flow, state.peer))
+        {
             state.last_seen = now();
             state.account(flow.is_outbound(), flow.packet.length);
             return Verdict::Allow;
@@ -140,7 +143,10 @@ pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there
             flow.peer = state.peer;
         }
     }
-    if !goes_on && let Some(verdict) = special(skb, flow) {
+    if !goes_on
+        && (INTERFACE || !claim::leaves_the_link(&flow.packet, flow.is_outbound()))
+        && let Some(verdict) = special(skb, flow)
+    {
         return verdict;
     }
     let before = flow.peer;
@@ -164,6 +170,20 @@ pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there
         denied::remember(flow, outcome);
     }
     outcome.verdict()
+}
+
+/// Whether a datagram on loopback goes to or comes from somebody else than the flow was judged for.
+#[inline(always)]
+fn another_peer(skb: *mut __sk_buff, flow: &Flow, peer: WorkloadKey) -> bool {
+    flow.is_loopback()
+        && flow.packet.protocol == proto::UDP
+        && claim::ztseg_peer_changed(skb, core::ptr::from_ref(flow), peer) != 0
+}
+
+/// Whether the table has the flow of a packet that `place` has sent.
+#[inline(always)]
+pub fn has(packet: &Packet, place: Place) -> bool {
+    !find(packet, true, place).is_null()
 }
 
 /// What the packet does to the flow that it belongs to.
@@ -254,6 +274,10 @@ pub extern "C" fn ztseg_quotes_flow(skb: *mut __sk_buff, flow: *const Flow) -> u
     if ztseg_parse_quoted(skb, offset, &raw mut quoted) != 0 {
         return 0;
     }
+    // An error goes to who sent what it quotes, and nobody else (RFC 1122 section 3.2.2).
+    if quoted.src != flow.packet.dst {
+        return 0;
+    }
     // What an incoming error quotes went out.
     let place = Place::new(flow.workload, flow.netns, quoted.protocol);
     // What was judged by an older policy may be denied now; a packet of the flow that is still
@@ -266,6 +290,11 @@ pub extern "C" fn ztseg_quotes_flow(skb: *mut __sk_buff, flow: *const Flow) -> u
 /// and reported with its reason.
 #[inline(never)]
 pub fn unreadable(skb: &Skb, flow: &mut Flow, reason: Reason) -> Verdict {
+    if flow.subject == 0
+        && let Some(workload) = flow.policy().workload(flow.workload)
+    {
+        flow.subject = workload.subject;
+    }
     let subject = flow.policy().subject(flow.subject).unwrap_or_default();
     let (isolation, shapes) = match flow.direction() {
         Direction::Ingress => (subject.ingress, subject.ingress_shapes),

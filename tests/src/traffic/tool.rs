@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::prctl;
 use serde::Serialize;
 
+use crate::actor;
+
 use super::{Probe, client, newborn, server, stream};
 
 /// Runs the tool `args[0]`.
@@ -34,6 +36,8 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             let file = Path::new("/proc/sys/net").join(name);
             fs::write(&file, value).with_context(|| format!("cannot set {}", file.display()))
         }
+        ["actor"] => actor::run(),
+        ["ear"] => actor::ear::run(),
         ["sleep"] => {
             say(&"ready")?;
             wait_for_the_end();
@@ -44,7 +48,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
 }
 
 /// One line of JSON on standard output.
-pub(super) fn say(what: &impl Serialize) -> Result<()> {
+pub(crate) fn say(what: &impl Serialize) -> Result<()> {
     let mut out = stdout().lock();
     writeln!(out, "{}", serde_json::to_string(what)?)?;
     Ok(out.flush()?)

@@ -26,6 +26,31 @@ const LIMITS: &[(&str, &str, &str)] = &[
         "take CAP_NET_RAW away from the workload, or match its veth by `interface`",
     ),
     (
+        "own-network",
+        "a workload with CAP_NET_ADMIN in a network namespace of its own can wrap packets into a \
+         tunnel or rewrite them behind its cgroup hooks",
+        "take CAP_NET_ADMIN away from the workload, or match its veth by `interface`",
+    ),
+    (
+        "source-address",
+        "a rule with a CIDR takes the word of a workload behind an interface for addresses that \
+         are behind no other workload's interface",
+        "set rp_filter=1 on that interface, and `fib saddr . iif oif missing drop` in nftables \
+         for IPv6; or name segments instead of CIDRs",
+    ),
+    (
+        "shared-port",
+        "workloads that share a UDP port on loopback (SO_REUSEADDR, SO_REUSEPORT) share the \
+         flows that one of them has opened from it",
+        "give services ports of their own",
+    ),
+    (
+        "moved-socket",
+        "a socket belongs to the cgroup that it was made in, also when it is passed on or its \
+         process moves: with socket activation that is the service manager's",
+        "let the service make its own socket",
+    ),
+    (
         "early-answer",
         "a denied connect or send fails at once (EPERM) only in the agent's own network \
          namespace, while nothing there translates addresses on output, and beyond loopback only \

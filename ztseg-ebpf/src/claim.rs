@@ -1,0 +1,211 @@
+//! What a packet claims about itself, held against what the kernel knows better. Only packets that a
+//! program writes itself can lie: from raw sockets, from behind an interface, or with a source
+//! address chosen by the sender.
+
+use aya_ebpf::bindings::__sk_buff;
+use ztseg_common::addr::{Addr, proto};
+use ztseg_common::eval::Decision;
+use ztseg_common::key::{Place, WorkloadKey, workload_interface};
+use ztseg_common::packet::{IcmpKind, Packet, ethertype};
+use ztseg_common::value::{WORKLOAD_HOST_SIDE, Workload};
+use ztseg_common::verdict::{Hook, Reason, Verdict};
+
+use crate::flow::Flow;
+use crate::judge::{Outcome, report, ztseg_decide};
+use crate::maps::{SOCKETS, control};
+use crate::peer::{Held, Route, route};
+use crate::skb::{COPY, Skb, Sock, ztseg_parse_socket};
+use crate::socket::LOOPBACK;
+use crate::{table, workload};
+
+/// Whether nothing below can be amiss with a datagram of a flow that was judged: on loopback sockets
+/// are who they are, not addresses, and the kernel's copies for this host are the sender's, too.
+#[inline(always)]
+pub fn needs_no_second_look(skb: &Skb) -> bool {
+    skb.ifindex() != LOOPBACK && skb.pkt_type() != COPY
+}
+
+/// Whether the header's IP version is the one that the packet is carried as: who is asked reads the
+/// bytes by that one. And no IPv6 packet has IPv4 addresses in it: RFC 4291 section 2.5.5.2 gives
+/// them to sockets, not to wires, and an address class must not be had by another spelling.
+#[inline(never)]
+pub fn is_one_version(packet: &Packet, ethertype: u16) -> bool {
+    let v4 = ethertype == ethertype::IPV4;
+    packet.src.is_v4() == v4 && packet.dst.is_v4() == v4
+}
+
+/// As [`is_one_version`], for a packet that has no VLAN tag in it. A function of its own for its stack
+/// frame.
+#[inline(never)]
+pub fn is_what_it_is_carried_as(skb: &Skb, packet: &Packet) -> bool {
+    is_one_version(packet, u16::from_be(skb.protocol() as u16))
+}
+
+/// Whether a discovery message stays on its link: what leaves a workload's own socket for elsewhere
+/// is no discovery, whatever its hop limit says (RFC 4861 section 7.1 is for the receiver).
+#[inline(always)]
+pub fn leaves_the_link(packet: &Packet, outbound: bool) -> bool {
+    let o = &packet.dst.octets;
+    // fe80::/10 and ff02::/16, RFC 4291 sections 2.5.6 and 2.7.
+    let of_the_link = (o[0] == 0xfe && o[1] & 0xc0 == 0x80) || (o[0] == 0xff && o[1] == 0x02);
+    outbound && packet.is_icmp(IcmpKind::Discovery) && !of_the_link
+}
+
+/// Whether the packet of a cgroup workload has a source that is another workload's socket. Only on
+/// loopback does that make it somebody else.
+#[inline(always)]
+pub fn has_borrowed_source(skb: &Skb, sk: Sock, flow: &Flow) -> bool {
+    let packet = &flow.packet;
+    if !flow.is_outbound() || !flow.is_loopback() {
+        return false;
+    }
+    let may_lie = if sk.is_raw() {
+        matches!(packet.protocol, proto::TCP | proto::UDP)
+    } else {
+        // `IP_PKTINFO` gives a datagram any address of this host as its source. (Another port is the
+        // work of a translation.)
+        packet.protocol == proto::UDP
+            && sk.local_port() == packet.src_port
+            && !sk.may_send_from(&packet.src)
+    };
+    may_lie && ztseg_source_is_anothers(skb.raw, core::ptr::from_ref(flow)) != 0
+}
+
+/// Whether a packet that arrives for the source of this one would arrive at another workload.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_source_is_anothers(skb: *mut __sk_buff, flow: *const Flow) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_ref() }) else { return 1 };
+    let Some(control) = control() else { return 1 };
+    let (from, to) = ((flow.remote(), flow.remote_port()), (flow.local(), flow.local_port()));
+    let Some(held) = Held::lookup(skb.cast(), flow.packet.protocol, from, to) else { return 0 };
+    let found = workload::of_socket(control, flow.policy(), held.sock());
+    held.release();
+    u32::from(found.is_none_or(|found| found.key != flow.workload))
+}
+
+/// Whether the socket at the other end of a loopback flow is now another workload's than `peer`,
+/// which it was judged for: ports are used again, and the flow outlives its sockets.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_peer_changed(
+    skb: *mut __sk_buff,
+    flow: *const Flow,
+    peer: WorkloadKey,
+) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_ref() }) else { return 1 };
+    let Some(control) = control() else { return 1 };
+    let (from, to) = ((flow.local(), flow.local_port()), (flow.remote(), flow.remote_port()));
+    let Some(held) = Held::lookup(skb.cast(), flow.packet.protocol, from, to) else { return 0 };
+    let found = workload::of_socket(control, flow.policy(), held.sock());
+    held.release();
+    u32::from(found.map_or(0, |found| found.key) != peer)
+}
+
+/// Whether a socket that could have sent this datagram, which arrives over loopback, did: its egress
+/// hook has judged the flow. A port can be shared (`SO_REUSEADDR`, `SO_REUSEPORT`), and then the one
+/// that is found may be innocent.
+#[inline(always)]
+pub fn has_sent(sk: Sock, flow: &Flow, sender: WorkloadKey) -> bool {
+    if flow.packet.protocol != proto::UDP || flow.is_outbound() {
+        return true;
+    }
+    let mut netns = 0;
+    if let Some(state) = SOCKETS.get(sk.raw, false) {
+        netns = state.netns as u32;
+        if state.stamp == flow.stamp
+            && state.remote_port == flow.local_port()
+            && state.remote == *flow.local()
+        {
+            return true;
+        }
+    }
+    table::has(&flow.packet, Place::new(sender, netns, proto::UDP))
+}
+
+/// Whether a packet of an interface workload is refused for its source; reports it. A function of its
+/// own for its stack frame.
+#[inline(never)]
+pub fn is_refused_source(skb: &Skb, flow: &Flow) -> bool {
+    let is_far = |workload: Workload| workload.flags & WORKLOAD_HOST_SIDE == 0;
+    if !flow.is_outbound()
+        || !flow.policy().workload(flow.workload).is_some_and(is_far)
+        || ztseg_forged_source(skb.raw, core::ptr::from_ref(flow)) == 0
+    {
+        return false;
+    }
+    let decision = Decision::fixed(Verdict::Deny, Reason::BorrowedSource);
+    report(skb.raw, flow, Outcome::new(&decision));
+    true
+}
+
+/// Whether a packet of an interface workload has a source that the routing table puts elsewhere for
+/// certain: behind the interface of another workload, or on this host. (Any other source may be that
+/// of a machine behind a bridge; `rp_filter` is for those.)
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_forged_source(skb: *mut __sk_buff, flow: *const Flow) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_ref() }) else { return 1 };
+    let source = &flow.packet.src;
+    // Who has no address yet says so; addresses of a link are on every link.
+    let o = &source.octets;
+    let of_the_link = o[0] == 0xfe && o[1] & 0xc0 == 0x80;
+    if of_the_link || *source == Addr::UNSPECIFIED || *source == Addr::v4([0; 4]) {
+        return 0;
+    }
+    let nobody = if source.is_v4() { Addr::v4([0; 4]) } else { Addr::UNSPECIFIED };
+    match route(skb, &nobody, source) {
+        Route::Forwarded(ifindex) => {
+            let key = workload_interface(ifindex);
+            let is_anothers = key != flow.workload
+                && flow.policy().workload(key).is_some_and(|w| w.flags & WORKLOAD_HOST_SIDE == 0);
+            u32::from(is_anothers)
+        }
+        Route::NotForwarded => 1,
+        Route::Unknown => 0,
+    }
+}
+
+/// Judges the copy of a multicast or broadcast datagram for the receivers on this host by the
+/// sender's egress rules: the kernel makes it before the sender's egress hook, which never sees it
+/// (`ip_mc_output`, `net/ipv4/ip_output.c`). True: denied, and reported.
+#[inline(never)]
+pub fn is_denied_copy(skb: &Skb, stamp: u64) -> bool {
+    // What cannot be read is for the receiver to judge.
+    let mut flow = Flow::new(stamp, Hook::CgroupEgress);
+    if ztseg_parse_socket(skb.raw, &raw mut flow.packet) != 0
+        || flow.packet.protocol != proto::UDP
+        || ztseg_copy_sender(skb.raw, &raw mut flow) == 0
+    {
+        return false;
+    }
+    let outcome = Outcome::from_bits(ztseg_decide(&raw mut flow));
+    if outcome.verdict() == Verdict::Allow {
+        return false;
+    }
+    report(skb.raw, &flow, outcome);
+    true
+}
+
+/// Finds who sent a datagram to many, and who is asked. Zero: the sender is not found.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_copy_sender(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_mut() }) else { return 0 };
+    let Some(control) = control() else { return 0 };
+    let (from, to) = ((flow.remote(), flow.remote_port()), (flow.local(), flow.local_port()));
+    let Some(held) = Held::lookup(skb.cast(), proto::UDP, from, to) else { return 0 };
+    let found = workload::of_socket(control, flow.policy(), held.sock());
+    held.release();
+    let Some(sender) = found else { return 0 };
+    flow.workload = sender.key;
+    flow.subject = sender.workload.subject;
+    let group = flow.policy().peer(&flow.packet.dst);
+    flow.identity = group.identity;
+    flow.address = group.address;
+    1
+}
