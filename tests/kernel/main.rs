@@ -64,7 +64,9 @@ fn main() -> ExitCode {
     let mut trials: Vec<Trial> =
         tests.into_iter().map(|(name, body)| trial(name, body, &environment)).collect();
     trials.extend(matrix::tests().into_iter().map(|(name, row)| trial(name, row, &environment)));
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    around::clean_up();
+    conclusion.exit_code()
 }
 
 /// A test that is skipped where the environment has an obstacle.

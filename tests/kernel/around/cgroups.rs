@@ -54,7 +54,7 @@ fn passed(_: &Environment) -> Result<()> {
             other.connect(theirs, scene.peer(false, DENIED)).map(drop)
         },
     )?;
-    scene.agent.stop()
+    scene.done()
 }
 
 /// As with socket activation: what is accepted is the listener's maker's, whoever accepts.
@@ -75,7 +75,7 @@ fn passed_listener(_: &Environment) -> Result<()> {
         ensure!(said.is_done() == (port == ALLOWED), "port {port}: {said:?}");
     }
     scene.agent.wait_for_event(|e| e["workload"] == "/web" && e["local"]["port"] == DENIED)?;
-    scene.agent.stop()
+    scene.done()
 }
 
 fn move_to(actor: &Actor, place: &Place) -> Result<()> {
@@ -106,7 +106,7 @@ fn moved(_: &Environment) -> Result<()> {
         let socket = actor.socket(Kind::Udp4)?;
         actor.send_to(socket, scene.peer(false, DENIED), &bytes(n)).map(drop)
     })?;
-    scene.agent.stop()
+    scene.done()
 }
 
 const UNITS: &str = "

@@ -48,7 +48,7 @@ fn connected_elsewhere(_: &Environment) -> Result<()> {
             actor.send_from(socket, scene.here(v6), scene.peer(v6, DENIED), &bytes(n)).map(drop)
         })?;
     }
-    scene.agent.stop()
+    scene.done()
 }
 
 fn disconnected(_: &Environment) -> Result<()> {
@@ -63,7 +63,7 @@ fn disconnected(_: &Environment) -> Result<()> {
             actor.send_to(socket, scene.peer(v6, DENIED), &bytes(n)).map(drop)
         })?;
     }
-    scene.agent.stop()
+    scene.done()
 }
 
 /// An IPv6 socket that carries IPv4.
@@ -83,7 +83,7 @@ fn mapped(_: &Environment) -> Result<()> {
             actor.send_to(socket, to, &bytes(n)).map(drop)
         })?;
     }
-    scene.agent.stop()
+    scene.done()
 }
 
 /// What is corked goes where its first part was to go.
@@ -102,7 +102,7 @@ fn corked(_: &Environment) -> Result<()> {
         actor.send_to(socket, allowed, b"and more")?;
         actor.set(socket, Set::Cork(false))
     })?;
-    scene.agent.stop()
+    scene.done()
 }
 
 fn through_a_device(_: &Environment) -> Result<()> {
@@ -115,7 +115,7 @@ fn through_a_device(_: &Environment) -> Result<()> {
             actor.send_to(socket, scene.peer(v6, DENIED), &bytes(n)).map(drop)
         })?;
     }
-    scene.agent.stop()
+    scene.done()
 }
 
 fn through_a_ring(_: &Environment) -> Result<()> {
@@ -127,7 +127,7 @@ fn through_a_ring(_: &Environment) -> Result<()> {
         actor.connect(socket, scene.peer(false, DENIED))?;
         actor.send_by_ring(socket, &bytes(n)).map(drop)
     })?;
-    scene.agent.stop()
+    scene.done()
 }
 
 fn of_a_file(_: &Environment) -> Result<()> {
@@ -140,5 +140,5 @@ fn of_a_file(_: &Environment) -> Result<()> {
             actor.send_file(socket, &bytes(n), splice).map(drop)
         })?;
     }
-    scene.agent.stop()
+    scene.done()
 }

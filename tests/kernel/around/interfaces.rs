@@ -106,7 +106,7 @@ fn to_many(_: &Environment) -> Result<()> {
             },
         )?;
     }
-    scene.agent.stop()
+    scene.done()
 }
 
 /// The copy for receivers on this host is the sender's packet, too.
@@ -130,5 +130,5 @@ fn to_many_here(_: &Environment) -> Result<()> {
         ensure!(other.receive(receiver)?.is_done() == open, "allowed: {open}");
         ensure!(open || scene.dropped()? > before, "nothing was counted as denied");
     }
-    scene.agent.stop()
+    scene.done()
 }

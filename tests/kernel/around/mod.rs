@@ -15,6 +15,7 @@ mod streams;
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -82,19 +83,46 @@ struct Scene {
     world: World,
 }
 
+/// Worlds with a running agent that tests have left as they found them. To start an agent takes
+/// seconds where the kernel's verifier is emulated.
+static LEFT: Mutex<Vec<(Agent, Place, World)>> = Mutex::new(Vec::new());
+
+/// Ends what is left when all tests have run.
+pub(crate) fn clean_up() {
+    LEFT.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
 impl Scene {
     /// With a policy that allows everything to `web`.
     fn new() -> Result<Self> {
+        let left = LEFT.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let (agent, web, world) = match left {
+            Some(left) => left,
+            None => Self::make()?,
+        };
+        let ear = Ear::start(&world.peer.place())?;
+        // Who answers does not send ICMP errors, which would be the next call's error.
+        let server = serve(&world.peer.place())?;
+        Ok(Self { agent, ear, _server: server, web, world })
+    }
+
+    fn make() -> Result<(Agent, Place, World)> {
         let world = World::new()?;
         let web = world.workload("/web")?;
         for cgroup in ["/db", "/other"] {
             world.cgroup(cgroup)?;
         }
         let agent = Agent::start(&world, &policy(OPEN))?;
-        let ear = Ear::start(&world.peer.place())?;
-        // Who answers does not send ICMP errors, which would be the next call's error.
-        let server = serve(&world.peer.place())?;
-        Ok(Self { agent, ear, _server: server, web, world })
+        Ok((agent, web, world))
+    }
+
+    /// Leaves the world to the next test. Not for one that has changed it.
+    fn done(self) -> Result<()> {
+        self.open()?;
+        let Self { agent, ear, _server: server, web, world } = self;
+        drop((ear, server));
+        LEFT.lock().unwrap_or_else(PoisonError::into_inner).push((agent, web, world));
+        Ok(())
     }
 
     fn close(&self) -> Result<()> {

@@ -60,7 +60,7 @@ fn network(_: &Environment) -> Result<()> {
         let socket = actor.socket(Kind::Udp4)?;
         actor.send_to(socket, scene.peer(false, DENIED), &bytes(n)).map(drop)
     })?;
-    scene.agent.stop()
+    scene.done()
 }
 
 /// With a user namespace: every uid and capability of its own, and raw sockets.
@@ -76,5 +76,5 @@ fn root(_: &Environment) -> Result<()> {
         let from = ([203, 0, 113, 4 * n + 2], 53).into();
         actor.send_to(raw, to, &forge::datagram(from, to, &bytes(n))).map(drop)
     })?;
-    scene.agent.stop()
+    scene.done()
 }

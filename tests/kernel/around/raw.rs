@@ -66,7 +66,7 @@ fn own_header(_: &Environment) -> Result<()> {
         let socket = actor.socket(Kind::Raw6(UDP))?;
         actor.send_to(socket, scene.peer(true, 0), &forge::udp(from, to, &bytes(n))).map(drop)
     })?;
-    scene.agent.stop()
+    scene.done()
 }
 
 /// What no rule names needs a rule for everything.
@@ -82,7 +82,7 @@ fn another_protocol(_: &Environment) -> Result<()> {
             })?;
         }
     }
-    scene.agent.stop()
+    scene.done()
 }
 
 /// An IPv4 packet whose header says IPv6 is read by nobody on the way, but by a friend at the end.
@@ -100,7 +100,7 @@ fn another_version(_: &Environment) -> Result<()> {
     let heard = scene.ear.count_after_silence("mark/a1")?;
     ensure!(heard == 0, "a packet with two versions arrived");
     ensure!(scene.dropped()? > dropped, "nothing was counted as denied");
-    scene.agent.stop()
+    scene.done()
 }
 
 fn connection_requests(_: &Environment) -> Result<()> {
@@ -114,7 +114,7 @@ fn connection_requests(_: &Environment) -> Result<()> {
             send(scene, &forge::ip(from.ip(), to.ip(), TCP, &forge::syn(from, to)))
         },
     )?;
-    scene.agent.stop()
+    scene.done()
 }
 
 /// First fragments too short for a port, and later ones without a first.
@@ -144,7 +144,7 @@ fn fragments(_: &Environment) -> Result<()> {
     let later = forge::fragment(from.ip(), to.ip(), UDP, &bytes(2), 1);
     other.send_to(raw, to, &later)?.done()?;
     ensure!(scene.ear.count("mark/a2")? > 0, "a fragment of a workload without a policy was lost");
-    scene.agent.stop()
+    scene.done()
 }
 
 /// An ICMP error that quotes an allowed flow passes, to who sent the quoted packet and nobody else.
@@ -187,7 +187,7 @@ fn neighbour_discovery(_: &Environment) -> Result<()> {
         let message = forge::icmp(SOLICITATION, 0, &[&[0; 20][..], &bytes(n)].concat());
         actor.send_to(socket, scene.peer(true, 0), &message).map(drop)
     })?;
-    scene.agent.stop()
+    scene.done()
 }
 
 /// A packet socket passes no hook of its cgroup; the interface behind which it is sees its frames.
@@ -216,7 +216,7 @@ fn frames(_: &Environment) -> Result<()> {
         ensure!((count > 0) == heard, "port {port}: {count} frames arrived");
     }
     scene.agent.wait_for_event(|e| e["workload"] == "interface:zt-tap0")?;
-    scene.agent.stop()
+    scene.done()
 }
 
 /// What no hook in use sees is said, with what to do about it.
@@ -227,5 +227,5 @@ fn limits(_: &Environment) -> Result<()> {
     for id in ["packet-sockets", "own-network", "source-address", "shared-port", "moved-socket"] {
         ensure!(limits.iter().any(|limit| limit["id"] == id), "{id} is not in {limits:#?}");
     }
-    scene.agent.stop()
+    scene.done()
 }

@@ -45,7 +45,7 @@ fn disconnected(_: &Environment) -> Result<()> {
             actor.connect(socket, scene.peer(v6, DENIED)).map(drop)
         })?;
     }
-    scene.agent.stop()
+    scene.done()
 }
 
 /// The peer of an accepted connection may ask, and may not be asked.
@@ -69,7 +69,7 @@ fn back(_: &Environment) -> Result<()> {
             web.connect(child, scene.peer(v6, BACK)).map(drop)
         })?;
     }
-    scene.agent.stop()
+    scene.done()
 }
 
 /// A client's socket becomes a listener: who connects from where it was connected to is asking.
@@ -102,7 +102,7 @@ fn mapped(_: &Environment) -> Result<()> {
         let socket = actor.socket(Kind::Tcp6)?;
         actor.connect(socket, super::mapped(scene.peer(false, DENIED))).map(drop)
     })?;
-    scene.agent.stop()
+    scene.done()
 }
 
 fn fast_open(_: &Environment) -> Result<()> {
@@ -137,7 +137,7 @@ fn multipath(_: &Environment) -> Result<()> {
         let socket = actor.socket(Kind::Mptcp4)?;
         actor.connect(socket, scene.peer(false, DENIED)).map(drop)
     })?;
-    scene.agent.stop()
+    scene.done()
 }
 
 /// The other end names an address and a port, and the kernel connects there by itself.
@@ -168,7 +168,7 @@ fn join(_: &Environment) -> Result<()> {
         scene.ear.count_after_silence("").map(drop)
     })?;
     scene.agent.wait_for_event(|e| e["workload"] == "/web" && e["peer"]["port"] == JOINED)?;
-    scene.agent.stop()
+    scene.done()
 }
 
 /// A revoked connection, fed by what is not `send`.
@@ -203,5 +203,5 @@ fn without_send(_: &Environment) -> Result<()> {
         scene.agent.apply(&policy(""))?;
     }
     scene.agent.wait_for_event(|e| e["workload"] == "/web" && e["peer"]["port"] == DENIED)?;
-    scene.agent.stop()
+    scene.done()
 }
