@@ -59,6 +59,7 @@ impl Drop for Unattached {
 
 fn every_program_loads(_: &Environment) -> Result<()> {
     let mut unattached = Unattached::open("load", Capacity::default())?;
+    unattached.get()?.load_rare_programs()?;
     let mut programs = unattached.get()?.programs()?;
     programs.sort_by(|a, b| a.name.cmp(&b.name));
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;

@@ -44,6 +44,7 @@ use self::generation::{Generation, OUTER};
 pub use self::guard::{Finding, Tampering};
 use self::links::Link;
 use self::pin::PinnedMap;
+use self::programs::RARE_PROGRAMS;
 pub use self::programs::{CGROUP_PROGRAMS, TC_PROGRAMS, has_tcx};
 use self::programs::{PINNED_MAPS, Pins, TcHook, kernel};
 
@@ -507,6 +508,14 @@ impl Datapath {
         programs::program_fd(&self.ebpf, name)
             .and_then(|fd| Ok(fd.try_clone_to_owned()?))
             .map_err(|e| kernel(&format!("finding the program {name}"), e))
+    }
+
+    /// Loads what is otherwise loaded when an interface needs it, to see that this kernel takes it.
+    ///
+    /// # Errors
+    /// The kernel refuses a program.
+    pub fn load_rare_programs(&mut self) -> Result<(), DatapathError> {
+        RARE_PROGRAMS.iter().try_for_each(|name| programs::need(&mut self.ebpf, name))
     }
 
     /// Detaches everything that is pinned under the folder and removes the pins. Says what it

@@ -37,6 +37,9 @@ pub const CGROUP_PROGRAMS: [(&str, AttachType); 7] = [
 /// without.
 pub const TC_PROGRAMS: [&str; 4] = ["ztseg_tc_from", "ztseg_tc_to", "ztseg_ip_from", "ztseg_ip_to"];
 
+/// The programs for interfaces without an Ethernet header, which few hosts have.
+pub const RARE_PROGRAMS: [&str; 2] = ["ztseg_ip_from", "ztseg_ip_to"];
+
 /// The flow tables, for IPv4 and IPv6; `capacity.flows` is the size of each.
 pub const FLOW_TABLES: [&str; 2] = ["FLOWS4", "FLOWS6"];
 
@@ -83,8 +86,8 @@ impl Pins {
     }
 }
 
-/// Loads the object: maps that are pinned are adopted, the others made and pinned; every program
-/// passes the verifier before anything is attached.
+/// Loads the object: maps that are pinned are adopted, the others made and pinned. The programs pass
+/// the verifier before anything is attached; [`RARE_PROGRAMS`] when the first interface needs them.
 pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, DatapathError> {
     let bytes = object::bytes();
     if bytes.is_empty() {
@@ -105,9 +108,20 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, DatapathError> {
     warn_of_other_size(&pins.maps().join(FLOW_TABLES[0]), flows);
     let mut ebpf = loader.load(bytes).map_err(|e| kernel("loading the kernel object", e))?;
     for (name, program) in ebpf.programs_mut() {
-        load_program(program).map_err(|e| kernel(&format!("loading the program {name}"), e))?;
+        if !RARE_PROGRAMS.contains(&name) {
+            load_program(program).map_err(|e| kernel(&format!("loading the program {name}"), e))?;
+        }
     }
     Ok(ebpf)
+}
+
+/// Loads a program that was not needed so far; nothing where it is loaded.
+pub fn need(ebpf: &mut Ebpf, name: &str) -> Result<(), DatapathError> {
+    let Some(program) = ebpf.program_mut(name) else { return Ok(()) };
+    if program.fd().is_ok() {
+        return Ok(());
+    }
+    load_program(program).map_err(|e| kernel(&format!("loading the program {name}"), e))
 }
 
 /// A pinned map keeps its size, and with it its flows.
@@ -213,6 +227,7 @@ pub fn attach_interface(
     let doing = |name: &str| format!("attaching {name} to the interface {interface}");
     let (mut links, mut any_new) = (Vec::new(), false);
     for (name, hook) in hooks {
+        need(ebpf, name)?;
         any_new |= if has_tcx() {
             let program = program_fd(ebpf, name).map_err(|e| kernel(&doing(name), e))?;
             let tcx = match hook {
@@ -321,6 +336,7 @@ pub fn status(
     attached: impl Fn(&str) -> Vec<String>,
 ) -> anyhow::Result<Vec<ProgramStatus>> {
     ebpf.programs()
+        .filter(|(_, program)| program.fd().is_ok())
         .map(|(name, program)| {
             let info = program.info()?;
             Ok(ProgramStatus {
