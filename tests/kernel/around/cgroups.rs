@@ -59,7 +59,7 @@ fn passed(_: &Environment) -> Result<()> {
 
 /// As with socket activation: what is accepted is the listener's maker's, whoever accepts.
 fn passed_listener(_: &Environment) -> Result<()> {
-    let mut scene = Scene::new()?;
+    let scene = Scene::new()?;
     scene.close()?;
     let path = scene.world.folder().join("passed");
     let (web, other) = (&mut scene.actor()?, &mut Actor::start(&scene.world.workload("/other")?)?);

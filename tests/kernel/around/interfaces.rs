@@ -111,7 +111,7 @@ fn to_many(_: &Environment) -> Result<()> {
 
 /// The copy for receivers on this host is the sender's packet, too.
 fn to_many_here(_: &Environment) -> Result<()> {
-    let mut scene = Scene::new()?;
+    let scene = Scene::new()?;
     let here = Ipv4Addr::new(192, 0, 2, 1);
     let other = &mut Actor::start(&scene.world.workload("/other")?)?;
     let receiver = other.bound(Kind::Udp4, (GROUP, DENIED).into())?;

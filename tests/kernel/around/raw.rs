@@ -221,7 +221,7 @@ fn frames(_: &Environment) -> Result<()> {
 
 /// What no hook in use sees is said, with what to do about it.
 fn limits(_: &Environment) -> Result<()> {
-    let mut scene = Scene::new()?;
+    let scene = Scene::new()?;
     let status = scene.agent.status()?;
     let limits = status["limits"].as_array().context("no limits in the status")?;
     for id in ["packet-sockets", "own-network", "source-address", "shared-port", "moved-socket"] {
