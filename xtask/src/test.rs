@@ -145,7 +145,7 @@ fn may_use_bpf(status: &str, uid_map: &str) -> Result<(), String> {
 }
 
 /// How many real-kernel tests `args` selects.
-fn count(built: &Built, args: &[String]) -> Result<u64> {
+pub(crate) fn count(built: &Built, args: &[String]) -> Result<u64> {
     let list = command::capture(Command::new(&built.tests).arg("--list").args(args))?;
     let tests = list.lines().filter(|line| line.ends_with(": test")).count();
     u64::try_from(tests).context("more tests than fit in a number")

@@ -199,6 +199,11 @@ impl Place {
     pub const fn new(workload: WorkloadKey, netns: u32, protocol: u8) -> Self {
         Self { scope: scope(workload), netns_protocol: netns << 8 | protocol as u32 }
     }
+
+    /// The same in a network namespace that is not known.
+    pub const fn anywhere(self) -> Self {
+        Self { netns_protocol: self.netns_protocol & 0xff, ..self }
+    }
 }
 
 const SCOPE_INTERFACE: u32 = 1 << 31;

@@ -38,12 +38,22 @@ pub fn versions(bpffs: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Copies the flows that are missing here, without their verdicts, so that each is judged again
 /// with its role. Gives how many; none where the other version's tables are of another layout.
+///
+/// Each is copied once more without its network namespace: what the other version wrote down of a
+/// socket is not known here, so its packets come without.
 pub fn carry_flows(other: &Path, pins: &Pins) -> io::Result<usize> {
     let [v4, v6] = FLOW_TABLES;
-    Ok(carry::<FlowKey4>(other, pins, v4)? + carry::<FlowKey6>(other, pins, v6)?)
+    let anywhere4 = |key: FlowKey4| FlowKey4 { place: key.place.anywhere(), ..key };
+    let anywhere6 = |key: FlowKey6| FlowKey6 { place: key.place.anywhere(), ..key };
+    Ok(carry(other, pins, v4, anywhere4)? + carry(other, pins, v6, anywhere6)?)
 }
 
-fn carry<K: Pod + Eq + Hash>(other: &Path, pins: &Pins, table: &str) -> io::Result<usize> {
+fn carry<K: Pod + Eq + Hash>(
+    other: &Path,
+    pins: &Pins,
+    table: &str,
+    anywhere: impl Fn(K) -> K,
+) -> io::Result<usize> {
     let old = match sys::open_pinned(&other.join("maps").join(table)) {
         Ok(old) => old,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -60,6 +70,7 @@ fn carry<K: Pod + Eq + Hash>(other: &Path, pins: &Pins, table: &str) -> io::Resu
         sys::map_dump::<K, FlowState>(new.as_fd())?.into_iter().map(|(key, _)| key).collect();
     let (keys, values): (Vec<_>, Vec<_>) = sys::map_dump::<K, FlowState>(old.as_fd())?
         .into_iter()
+        .flat_map(|(key, state)| [(key, state), (anywhere(key), state)])
         .filter(|(key, _)| !known.contains(key))
         .map(|(key, state)| (key, FlowState { stamp: 0, ..state }))
         .unzip();
