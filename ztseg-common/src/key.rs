@@ -201,6 +201,7 @@ impl Place {
     }
 
     /// The same in a network namespace that is not known.
+    #[must_use]
     pub const fn anywhere(self) -> Self {
         Self { netns_protocol: self.netns_protocol & 0xff, ..self }
     }
