@@ -100,6 +100,74 @@ impl Reader for Skb {
     fn length(&self) -> u32 {
         self.len()
     }
+
+    #[inline(always)]
+    fn option(&self, end: u16, packet: &mut Packet) -> Result<(), Reason> {
+        as_result(ztseg_option(self.raw, u32::from(end), packet))
+    }
+
+    #[inline(always)]
+    fn extension<const QUOTED: bool>(
+        &self,
+        start: u32,
+        announced: u16,
+        packet: &mut Packet,
+    ) -> Result<(), Reason> {
+        let announced = u32::from(announced);
+        as_result(if QUOTED {
+            ztseg_quoted_extension(self.raw, start, announced, packet)
+        } else {
+            ztseg_extension(self.raw, start, announced, packet)
+        })
+    }
+}
+
+/// What a subprogram of the parser returned: zero, or the number of a reason.
+#[inline(always)]
+fn as_result(failure: u32) -> Result<(), Reason> {
+    match failure as u8 {
+        0 => Ok(()),
+        failure => Err(Reason::from_u8(failure).unwrap_or(Reason::Malformed)),
+    }
+}
+
+/// One option of an IPv4 header that ends at `end`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_option(skb: *mut __sk_buff, end: u32, packet: *mut Packet) -> u32 {
+    // SAFETY: the verifier checks that the caller's packet is memory of this size.
+    let Some(packet) = (unsafe { packet.as_mut() }) else { return Reason::Malformed as u32 };
+    packet::option(&Skb::new(skb), end as u16, packet).map_or_else(|reason| reason as u32, |()| 0)
+}
+
+/// One IPv6 extension header.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_extension(
+    skb: *mut __sk_buff,
+    start: u32,
+    announced: u32,
+    packet: *mut Packet,
+) -> u32 {
+    // SAFETY: the verifier checks that the caller's packet is memory of this size.
+    let Some(packet) = (unsafe { packet.as_mut() }) else { return Reason::Malformed as u32 };
+    packet::extension::<Skb, false>(&Skb::new(skb), start, announced as u16, packet)
+        .map_or_else(|reason| reason as u32, |()| 0)
+}
+
+/// As [`ztseg_extension`], in a packet that an ICMP error quotes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_quoted_extension(
+    skb: *mut __sk_buff,
+    start: u32,
+    announced: u32,
+    packet: *mut Packet,
+) -> u32 {
+    // SAFETY: the verifier checks that the caller's packet is memory of this size.
+    let Some(packet) = (unsafe { packet.as_mut() }) else { return Reason::Malformed as u32 };
+    packet::extension::<Skb, true>(&Skb::new(skb), start, announced as u16, packet)
+        .map_or_else(|reason| reason as u32, |()| 0)
 }
 
 macro_rules! load {

@@ -121,34 +121,45 @@ fn check_options<R: Reader + ?Sized>(
     end: u16,
     packet: &mut Packet,
 ) -> Result<(), Reason> {
+    packet.l4_offset = start;
+    // One byte each at least.
+    for _ in 0..V4_MAX_OPTIONS {
+        forget(packet);
+        if packet.l4_offset >= end {
+            break;
+        }
+        reader.option(end, packet)?;
+    }
+    Ok(())
+}
+
+/// Reads the option at `packet.l4_offset` of a header that ends at `end`, and moves on to the next
+/// one.
+#[inline(always)]
+pub fn option<R: Reader + ?Sized>(
+    reader: &R,
+    end: u16,
+    packet: &mut Packet,
+) -> Result<(), Reason> {
     const END: u8 = 0;
     const NO_OPERATION: u8 = 1;
     const LOOSE_SOURCE_ROUTE: u8 = 131;
     const STRICT_SOURCE_ROUTE: u8 = 137;
 
-    packet.l4_offset = start;
-    // One byte each at least.
-    for _ in 0..V4_MAX_OPTIONS {
-        forget(packet);
-        let at = packet.l4_offset;
-        if at >= end {
-            break;
-        }
-        let [kind] = reader.read::<1>(u32::from(at)).ok_or(Reason::Truncated)?;
-        let size = match kind {
-            END => break,
-            NO_OPERATION => 1,
-            LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE => return Err(Reason::SourceRoute),
-            _ => {
-                let [size] = reader.read::<1>(u32::from(at) + 1).ok_or(Reason::Truncated)?;
-                if size < 2 || u16::from(size) > end - at {
-                    return Err(Reason::Malformed);
-                }
-                size
+    let at = packet.l4_offset;
+    let [kind] = reader.read::<1>(u32::from(at)).ok_or(Reason::Truncated)?;
+    packet.l4_offset = match kind {
+        END => end,
+        NO_OPERATION => at.wrapping_add(1),
+        LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE => return Err(Reason::SourceRoute),
+        _ => {
+            let [size] = reader.read::<1>(u32::from(at) + 1).ok_or(Reason::Truncated)?;
+            if size < 2 || u16::from(size) > end.wrapping_sub(at) {
+                return Err(Reason::Malformed);
             }
-        };
-        packet.l4_offset = at.wrapping_add(u16::from(size));
-    }
+            at.wrapping_add(u16::from(size))
+        }
+    };
     Ok(())
 }
 
@@ -193,7 +204,7 @@ pub(super) fn parse_v6<R: Reader + ?Sized, const QUOTED: bool>(
             if packet.protocol == HOP_BY_HOP && index != 0 {
                 return Err(Reason::Malformed);
             }
-            extension::<R, QUOTED>(reader, start, announced, packet)?;
+            reader.extension::<QUOTED>(start, announced, packet)?;
         }
         forget(packet);
         (next, read) = (packet.protocol, packet.l4_offset);
@@ -217,10 +228,10 @@ pub(super) fn parse_v6<R: Reader + ?Sized, const QUOTED: bool>(
     )
 }
 
-/// Reads one extension header. On the way, `packet.protocol` is what comes next, and
+/// Reads one extension header: `packet.protocol` is its kind and then what comes next, and
 /// `packet.l4_offset` how many bytes of headers were read.
 #[inline(always)]
-fn extension<R: Reader + ?Sized, const QUOTED: bool>(
+pub fn extension<R: Reader + ?Sized, const QUOTED: bool>(
     reader: &R,
     start: u32,
     announced: u16,

@@ -16,6 +16,7 @@ mod tests;
 mod transport;
 
 pub use icmp::IcmpKind;
+pub use ip::{extension, option};
 pub use transport::SctpKind;
 
 use crate::addr::{Addr, Port, proto};
@@ -32,6 +33,25 @@ pub trait Reader {
 
     /// How many bytes there are, from offset zero.
     fn length(&self) -> u32;
+
+    /// Reads one option of an IPv4 header that ends at `end`. The reader in the kernel overrides it
+    /// with a subprogram, which the verifier follows once and not once for each option in a row.
+    #[inline(always)]
+    fn option(&self, end: u16, packet: &mut Packet) -> Result<(), Reason> {
+        ip::option(self, end, packet)
+    }
+
+    /// Reads one IPv6 extension header, of a packet whose extension headers begin at `start` and
+    /// that announces so many bytes from there on; overridden as [`Self::option`] is.
+    #[inline(always)]
+    fn extension<const QUOTED: bool>(
+        &self,
+        start: u32,
+        announced: u16,
+        packet: &mut Packet,
+    ) -> Result<(), Reason> {
+        ip::extension::<Self, QUOTED>(self, start, announced, packet)
+    }
 }
 
 impl Reader for [u8] {
