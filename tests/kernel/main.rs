@@ -14,6 +14,7 @@ mod differential;
 mod environment;
 mod failsafe;
 mod flows;
+mod fragments;
 mod life;
 mod living;
 mod matrix;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         programs::TESTS,
         differential::TESTS,
         sequences::TESTS,
+        fragments::TESTS,
         worlds::TESTS,
         commit::TESTS,
         agents::TESTS,

@@ -34,26 +34,28 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
 ];
 
 /// `app` may ask for tcp/80 and udp/80, and be asked for nothing.
-const ONE_WAY: &str = "
+pub(crate) const ONE_WAY: &str = "
   allow: [ { name: out, from: app, to: any, ports: [tcp/80, udp/80] } ]";
 /// Whoever it is may ask for tcp/80 and udp/80, on either side.
 const BOTH_WAYS: &str = "
   allow:
     - { name: out, from: app, to: any, ports: [tcp/80, udp/80] }
     - { name: in, from: any, to: app, ports: [tcp/40000] }";
-const NOTHING: &str = "";
+pub(crate) const NOTHING: &str = "";
 
 /// The interface workload `app` and the programs at its interface.
-struct Line {
+pub(crate) struct Line {
     unattached: Unattached,
     from_app: OwnedFd,
     to_app: OwnedFd,
     ifindex: u32,
-    v6: bool,
+    /// Which IP version the packets have.
+    pub(crate) v6: bool,
 }
 
 impl Line {
-    fn policy(&mut self, rules: &str) -> Result<()> {
+    /// Puts rules in force.
+    pub(crate) fn policy(&mut self, rules: &str) -> Result<()> {
         let text = format!(
             "apiVersion: ztseg.io/v1\nkind: SegmentPolicy\nmetadata: {{ name: line }}\nspec:\n  \
              segments: {{ app: {{ match: [ {{ interface: zt-dummy0 }} ] }} }}{rules}\n"
@@ -79,7 +81,7 @@ impl Line {
     }
 
     /// Whether a packet passes. `app` has port 40000, the peer port 80.
-    fn passes(&self, from_app: bool, packet: &[u8]) -> Result<bool> {
+    pub(crate) fn passes(&self, from_app: bool, packet: &[u8]) -> Result<bool> {
         let program = if from_app { &self.from_app } else { &self.to_app };
         let run = test_run(program.as_fd(), packet, &context(self.ifindex, 0), 1)?;
         match run.value {
@@ -97,7 +99,8 @@ impl Line {
         self.passes(from_app, &frame(self.v6, from_app, 6, &header))
     }
 
-    fn udp(&self, from_app: bool, app_port: u16) -> Result<bool> {
+    /// Whether a datagram between port `app_port` and the peer's port 80 passes.
+    pub(crate) fn udp(&self, from_app: bool, app_port: u16) -> Result<bool> {
         let mut header = ports(from_app, app_port);
         header.extend([0, 8, 0, 0]);
         self.passes(from_app, &frame(self.v6, from_app, 17, &header))
@@ -128,12 +131,13 @@ const SYN_ACK: u8 = SYN | ACK;
 const HANDSHAKE: [(Sender, u8, bool); 4] =
     [(App, SYN, true), (Peer, SYN_ACK, true), (App, ACK, true), (Peer, ACK, true)];
 
-fn ports(from_app: bool, app_port: u16) -> Vec<u8> {
+pub(crate) fn ports(from_app: bool, app_port: u16) -> Vec<u8> {
     let (source, destination) = if from_app { (app_port, 80) } else { (80, app_port) };
     [source.to_be_bytes(), destination.to_be_bytes()].concat()
 }
 
-fn frame(v6: bool, from_app: bool, protocol: u8, payload: &[u8]) -> Vec<u8> {
+/// An Ethernet frame between `app` and the peer.
+pub(crate) fn frame(v6: bool, from_app: bool, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let ends: [IpAddr; 2] = if v6 {
         let address = |last| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last).into();
         [address(1), address(2)]
@@ -162,7 +166,7 @@ fn frame(v6: bool, from_app: bool, protocol: u8, payload: &[u8]) -> Vec<u8> {
 
 /// Runs `body` for IPv4 and for IPv6. The programs are loaded once, which takes a while in a virtual
 /// machine; the flows of the two are apart.
-fn on_a_line(name: &'static str, body: fn(&mut Line) -> Result<()>) -> Result<()> {
+pub(crate) fn on_a_line(name: &'static str, body: fn(&mut Line) -> Result<()>) -> Result<()> {
     // A namespace belongs to a thread; this one's ends with it.
     let run = thread::spawn(move || -> Result<()> {
         unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;

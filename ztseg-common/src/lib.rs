@@ -24,6 +24,7 @@ extern crate std;
 pub mod addr;
 pub mod eval;
 pub mod event;
+pub mod fragments;
 pub mod key;
 pub mod packet;
 pub mod state;

@@ -14,7 +14,7 @@ use crate::peer::Held;
 use crate::plain::{self, Answer, Sight};
 use crate::policy::Policy;
 use crate::skb::{Skb, Sock};
-use crate::{skb, table};
+use crate::{fragments, skb, table};
 
 /// Length of an Ethernet header without tags.
 pub const ETHERNET: u32 = 14;
@@ -54,13 +54,24 @@ fn long_way<const LINK_HEADER: u32>(skb: &Skb, hook: Hook, stamp: u64, answer: A
     if let Some(reason) = Reason::from_u8(failure) {
         return table::unreadable(skb, &mut flow, reason);
     }
-    if workload.flags & WORKLOAD_HOST_SIDE != 0 && ztseg_at_socket(skb.raw, &raw const flow) != 0 {
-        return Verdict::Allow;
+    // A later fragment is known to the table by its first one's ports.
+    let later = flow.packet.is_later_fragment();
+    let lost = if later { fragments::follow(&mut flow) } else { 0 };
+    let verdict = if workload.flags & WORKLOAD_HOST_SIDE != 0
+        && ztseg_at_socket(skb.raw, &raw const flow) != 0
+    {
+        Verdict::Allow
+    } else if let Some(reason) = Reason::from_u8(lost) {
+        table::unreadable(skb, &mut flow, reason)
+    } else if claim::is_refused_source(skb, &flow) {
+        Verdict::Deny
+    } else {
+        table::packet::<true>(skb.raw, &mut flow, later || answer != Answer::NotThere)
+    };
+    if verdict == Verdict::Allow {
+        fragments::remember(&flow);
     }
-    if claim::is_refused_source(skb, &flow) {
-        return Verdict::Deny;
-    }
-    table::packet::<true>(skb.raw, &mut flow, answer != Answer::NotThere)
+    verdict
 }
 
 /// The Ethernet type, host order; of the outermost tag that is still in the packet.

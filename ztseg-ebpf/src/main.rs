@@ -2,6 +2,7 @@
 //!
 //! * [`socket`] judges TCP and connected UDP at the cgroup hooks, with the state in the socket
 //! * [`table`] judges everything else, with the state in the flow table
+//! * [`fragments`] lets later fragments follow their first one
 //! * [`judge`] decides for a flow that has no valid verdict yet
 //! * [`claim`] holds what packets say of themselves against what the kernel knows
 //! * [`syscall`] gives early answers at `connect` and `sendmsg`
@@ -35,6 +36,7 @@ mod claim;
 mod denied;
 mod emit;
 mod flow;
+mod fragments;
 mod interface;
 mod judge;
 mod maps;

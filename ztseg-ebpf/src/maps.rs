@@ -7,6 +7,7 @@ use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::btf_map;
 use ztseg_common::addr::Addr;
 use ztseg_common::event::Counter;
+use ztseg_common::fragments::{FragmentKey, FragmentState};
 use ztseg_common::key::{EntryKey, FlowKey4, FlowKey6, PORT_CHUNKS};
 use ztseg_common::state::{FlowState, SocketState};
 use ztseg_common::value::{Control, Entry, Peer, PortChunk, Rule, Subject, Workload};
@@ -49,6 +50,10 @@ pub type TrieKey = Key<Addr>;
 pub static FLOWS4: LruHashMap<FlowKey4, FlowState, 131_072> = LruHashMap::new();
 #[btf_map]
 pub static FLOWS6: LruHashMap<FlowKey6, FlowState, 131_072> = LruHashMap::new();
+
+/// Packets whose fragments are on their way.
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentState, 8192> = LruHashMap::new();
 
 #[btf_map]
 pub static EVENTS: RingBuf<u8, { 1 << 20 }> = RingBuf::new();

@@ -297,18 +297,11 @@ pub fn parse(skb: &Skb, offset: u32, packet: &mut Packet) -> u8 {
     let enough = in_place.data + offset as usize + 20 <= in_place.end;
     let plain = Plain { bytes: in_place, skb };
     if enough && packet::parse_into(&plain, offset, packet).is_ok() {
-        return refused(packet);
+        return 0;
     }
     *packet = Packet::default();
     // Options, extension headers, headers outside the linear part, or not a packet at all.
     ztseg_parse(skb.raw, offset, packet) as u8
-}
-
-/// Why a packet that could be read is refused all the same, as a number; zero where it is not. Later
-/// fragments have no ports, and nothing here remembers their first one.
-#[inline(always)]
-fn refused(packet: &Packet) -> u8 {
-    if packet.is_later_fragment() { Reason::FragmentWithoutFirst as u8 } else { 0 }
 }
 
 /// As [`parse`] at a cgroup hook, where the data begins with the IP header, with a stack frame of its
@@ -327,10 +320,7 @@ pub extern "C" fn ztseg_parse_socket(skb: *mut __sk_buff, packet: *mut Packet) -
 pub extern "C" fn ztseg_parse(skb: *mut __sk_buff, offset: u32, packet: *mut Packet) -> u32 {
     // SAFETY: the verifier checks that the caller's packet is memory of this size.
     let Some(packet) = (unsafe { packet.as_mut() }) else { return Reason::Malformed as u32 };
-    match packet::parse_into(&Skb::new(skb), offset, packet) {
-        Ok(()) => u32::from(refused(packet)),
-        Err(reason) => reason as u32,
-    }
+    packet::parse_into(&Skb::new(skb), offset, packet).map_or_else(|reason| reason as u32, |()| 0)
 }
 
 /// Parses the packet that an ICMP error quotes, as [`ztseg_parse`].
@@ -340,7 +330,9 @@ pub extern "C" fn ztseg_parse_quoted(skb: *mut __sk_buff, offset: u32, packet: *
     // SAFETY: the verifier checks that the caller's packet is memory of this size.
     let Some(packet) = (unsafe { packet.as_mut() }) else { return Reason::Malformed as u32 };
     match packet::parse_quoted(&Skb::new(skb), offset, packet) {
-        Ok(()) => u32::from(refused(packet)),
+        // Without ports it is of no flow.
+        Ok(()) if packet.is_later_fragment() => Reason::FragmentWithoutFirst as u32,
+        Ok(()) => 0,
         Err(reason) => reason as u32,
     }
 }

@@ -20,7 +20,7 @@ use crate::peer::ztseg_has_listener;
 use crate::plain::{self, Answer, Sight};
 use crate::policy::Policy;
 use crate::skb::{LISTEN, SYN_SENT, Skb, Sock};
-use crate::{claim, skb, table, workload};
+use crate::{claim, fragments, skb, table, workload};
 
 /// Index of the loopback device in every network namespace (`LOOPBACK_IFINDEX`).
 pub const LOOPBACK: u32 = 1;
@@ -304,6 +304,12 @@ fn datagram(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
     if !claim::is_what_it_is_carried_as(skb, &flow.packet) {
         return table::unreadable(skb, &mut flow, Reason::Malformed);
     }
+    // From here on, only a raw socket sends fragments: the kernel makes its own behind this hook.
+    if flow.packet.is_later_fragment()
+        && let Some(reason) = Reason::from_u8(fragments::follow(&mut flow))
+    {
+        return table::unreadable(skb, &mut flow, reason);
+    }
     if claim::has_borrowed_source(skb, sk, &flow) {
         let decision = Decision::fixed(Verdict::Deny, Reason::BorrowedSource);
         report(skb.raw, &flow, Outcome::new(&decision));
@@ -312,6 +318,7 @@ fn datagram(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
     if table::packet::<false>(skb.raw, &mut flow, true) == Verdict::Deny {
         return Verdict::Deny;
     }
+    fragments::remember(&flow);
     if flow.packet.protocol == proto::UDP
         && sk.is_connected_udp()
         && let Some(state) = SOCKETS.get(sk.raw, false)

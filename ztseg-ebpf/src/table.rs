@@ -189,7 +189,8 @@ pub fn has(packet: &Packet, place: Place) -> bool {
 /// What the packet does to the flow that it belongs to.
 #[inline(always)]
 fn step(skb: *mut __sk_buff, flow: &Flow, state: &mut FlowState) -> Step {
-    if flow.packet.protocol != proto::TCP {
+    // A later fragment has no header that could say anything of the connection.
+    if flow.packet.protocol != proto::TCP || flow.packet.is_later_fragment() {
         return Step::Continue;
     }
     // Sequence and acknowledgement number. The parser has seen that the header is there.
@@ -210,7 +211,8 @@ fn special(skb: *mut __sk_buff, flow: &mut Flow) -> Option<Verdict> {
         return Some(Verdict::Allow);
     }
     if flow.packet.is_icmp(IcmpKind::Error) {
-        if ztseg_quotes_flow(skb, flow) != 0 {
+        // Of a later fragment, the first one was an error that might pass.
+        if flow.packet.is_later_fragment() || ztseg_quotes_flow(skb, flow) != 0 {
             return Some(Verdict::Allow);
         }
         return Some(unreadable(&Skb::new(skb), flow, Reason::UnrelatedError));

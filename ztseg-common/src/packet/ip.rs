@@ -136,11 +136,7 @@ fn check_options<R: Reader + ?Sized>(
 /// Reads the option at `packet.l4_offset` of a header that ends at `end`, and moves on to the next
 /// one.
 #[inline(always)]
-pub fn option<R: Reader + ?Sized>(
-    reader: &R,
-    end: u16,
-    packet: &mut Packet,
-) -> Result<(), Reason> {
+pub fn option<R: Reader + ?Sized>(reader: &R, end: u16, packet: &mut Packet) -> Result<(), Reason> {
     const END: u8 = 0;
     const NO_OPERATION: u8 = 1;
     const LOOSE_SOURCE_ROUTE: u8 = 131;

@@ -38,7 +38,7 @@ pub trait Reader {
     /// with a subprogram, which the verifier follows once and not once for each option in a row.
     #[inline(always)]
     fn option(&self, end: u16, packet: &mut Packet) -> Result<(), Reason> {
-        ip::option(self, end, packet)
+        option(self, end, packet)
     }
 
     /// Reads one IPv6 extension header, of a packet whose extension headers begin at `start` and
@@ -50,7 +50,7 @@ pub trait Reader {
         announced: u16,
         packet: &mut Packet,
     ) -> Result<(), Reason> {
-        ip::extension::<Self, QUOTED>(self, start, announced, packet)
+        extension::<Self, QUOTED>(self, start, announced, packet)
     }
 }
 

@@ -44,8 +44,17 @@ pub const RARE_PROGRAMS: [&str; 2] = ["ztseg_ip_from", "ztseg_ip_to"];
 pub const FLOW_TABLES: [&str; 2] = ["FLOWS4", "FLOWS6"];
 
 /// The maps that outlive an agent, besides [`OUTER`].
-pub const PINNED_MAPS: [&str; 8] =
-    ["CONTROL", "FLOWS4", "FLOWS6", "EVENTS", "COUNTERS", "SOCKETS", "FOLDS", "BUDGETS"];
+pub const PINNED_MAPS: [&str; 9] = [
+    "CONTROL",
+    "FLOWS4",
+    "FLOWS6",
+    "FRAGMENTS",
+    "EVENTS",
+    "COUNTERS",
+    "SOCKETS",
+    "FOLDS",
+    "BUDGETS",
+];
 
 /// Priority and handle of our classic TC filters: fixed, so that the next agent finds them.
 const TC_PRIORITY: u16 = 0x5a74;
