@@ -4,6 +4,7 @@ use std::os::fd::AsFd as _;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use ztseg::clocks::Clocks;
 use ztseg::datapath::TC_PROGRAMS;
 use ztseg::datapath::sys::test_run;
 use ztseg_common::key::{SUBJECT_UNMANAGED, workload_interface};
@@ -35,7 +36,7 @@ pub(crate) fn changes(stage: &mut Stage, plan: &Plan) -> Result<Vec<Figure>> {
             compile.push(milliseconds(start));
             entries = image.entries.len();
             let start = Instant::now();
-            datapath.commit(&image)?;
+            datapath.commit(&image, &Clocks::now())?;
             commit.push(milliseconds(start));
             let program = datapath.program_fd(TC_PROGRAMS[0])?;
             let packet = segment(stage.server_address, stage.client_address, DENIED, 2);

@@ -156,6 +156,8 @@ impl Builder {
             action,
             mode: Mode::Enforce,
             log: self.log && action == Action::Allow,
+            reject: false,
+            expires: None,
             from,
             to,
             ports: ports.to_vec(),

@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use ipnet::{IpNet, Ipv4Net};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
+use ztseg::clocks::Clocks;
 use ztseg::datapath::{Datapath, Options};
 use ztseg_tests::process::{Place, Process};
 use ztseg_tests::world::World;
@@ -111,7 +112,7 @@ impl Stage {
             debug: false,
         };
         let mut datapath = Datapath::open(&options)?;
-        datapath.commit(&Input::new(&self.subjects, shape).compile()?)?;
+        datapath.commit(&Input::new(&self.subjects, shape).compile()?, &Clocks::now())?;
         Ok(datapath)
     }
 

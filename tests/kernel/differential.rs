@@ -10,11 +10,13 @@ use std::os::fd::AsFd as _;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use jiff::Timestamp;
 use nix::sched::{CloneFlags, unshare};
+use ztseg::clocks::Clocks;
 use ztseg::datapath::sys::test_run;
 use ztseg::datapath::{Capacity, Datapath};
 use ztseg::policy::compile::compile;
-use ztseg::policy::generate::{Question, World, question, seed, seeded, world};
+use ztseg::policy::generate::{Question, World, moment, question, seed, seeded, world};
 use ztseg::policy::oracle;
 use ztseg_common::addr::proto;
 use ztseg_common::key::workload_interface;
@@ -82,7 +84,9 @@ fn judge_world(datapath: &mut Datapath, interfaces: &[u32], seed: u64, case: u64
     }
     let capacity = Capacity { verdicts: 1 << 20, ..Capacity::default() };
     let image = compile(&world.resolved, &world.workloads, &capacity)?;
-    datapath.commit(&image)?;
+    // What the time of day is taken for, which decides which rules have ended.
+    let now = moment(&mut rng);
+    datapath.commit(&image, &Clocks { wall: now, ..Clocks::now() })?;
     let programs = [datapath.program_fd("ztseg_tc_to")?, datapath.program_fd("ztseg_tc_from")?];
 
     let mut decisions = 0;
@@ -107,7 +111,7 @@ fn judge_world(datapath: &mut Datapath, interfaces: &[u32], seed: u64, case: u64
             DROPPED => false,
             other => bail!("the program returned {other:#x}"),
         };
-        let expected = expected(&world, &question);
+        let expected = expected(&world, &question, now);
         if allowed != expected.allow {
             let mut events = Vec::new();
             datapath.drain_events(&mut |event| events.push(*event));
@@ -134,14 +138,15 @@ fn observable(mut question: Question) -> Question {
     question
 }
 
-fn expected(world: &World, question: &Question) -> oracle::OracleDecision {
-    oracle::decide(
+fn expected(world: &World, question: &Question, now: Timestamp) -> oracle::OracleDecision {
+    // The commit took a moment, and no rule ends within an hour of another.
+    oracle::decide_at(
+        now,
         &world.resolved,
         &world.workloads[question.subject].segments,
         &question.peer_facts(world),
         question.direction,
-        question.protocol,
-        question.port,
+        (question.protocol, question.port),
     )
 }
 

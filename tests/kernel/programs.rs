@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
+use ztseg::clocks::Clocks;
 use ztseg::datapath::{Capacity, Datapath, Options};
 use ztseg::inventory::{CgroupFacts, Inventory};
 use ztseg::policy::compile::compile;
@@ -83,8 +84,8 @@ fn maps_fit_into_64_mib(_: &Environment) -> Result<()> {
     let members: Vec<_> = inventory.memberships().cloned().collect();
     let image = compile(&policy, &members, &Capacity::default())?;
     // Both slots are filled, as they are after the first change of a policy.
-    datapath.commit(&image)?;
-    datapath.commit(&image)?;
+    datapath.commit(&image, &Clocks::now())?;
+    datapath.commit(&image, &Clocks::now())?;
     let maps = datapath.maps()?;
     let total: u64 = maps.iter().map(|map| map.bytes).sum();
     for map in &maps {

@@ -8,6 +8,7 @@ use std::thread;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, unshare};
+use ztseg::clocks::Clocks;
 use ztseg::datapath::sys::test_run;
 use ztseg::datapath::{Capacity, Datapath};
 use ztseg::inventory::{InterfaceFacts, Inventory};
@@ -72,7 +73,7 @@ impl Line {
         inventory.set_policy(&loaded.resolved);
         let members: Vec<_> = inventory.memberships().cloned().collect();
         let image = compile(&loaded.resolved, &members, &Capacity::default())?;
-        self.datapath()?.commit(&image)?;
+        self.datapath()?.commit(&image, &Clocks::now())?;
         Ok(())
     }
 

@@ -6,7 +6,10 @@
 //! loops over rules.
 
 use crate::key::{EntryKey, IDENTITY_NOBODY, PORT_ANY, PeerKind, SHAPES, SUBJECT_ANY};
-use crate::value::{Action, Entry, Isolation, Peer, RULE_LOG, Rule, Subject, Tier};
+use crate::value::{
+    Action, Entry, Fallback, Isolation, MAX_FALLBACKS, Peer, RANK_EXPIRES, RULE_LOG, RULE_REJECT,
+    Rule, Subject, Tier,
+};
 use crate::verdict::{Direction, Reason, Verdict};
 
 /// Where the evaluator reads a compiled policy: BPF maps in the kernel, an image elsewhere.
@@ -21,7 +24,50 @@ pub trait Lookup {
     /// The entry under `key`, if any rule gave one.
     fn entry(&self, key: &EntryKey) -> Option<&Entry>;
     /// The rule of a rank.
-    fn rule(&self, rank: u32) -> Option<Rule>;
+    fn rule(&self, rank: u32) -> Option<&Rule>;
+    /// What stands behind a rule that expires.
+    fn fallback(&self, index: u32) -> Option<Fallback>;
+    /// The time, on the clock of [`Rule::expires`].
+    fn now(&self) -> u64;
+
+    /// The rule that holds now under a field of [`crate::value::Ranks`]; zero for none. The kernel
+    /// programs override it with a subprogram, since hardly any rule expires.
+    #[inline(always)]
+    fn alive(&self, rank: u32) -> u32 {
+        alive(self, rank)
+    }
+}
+
+/// See [`Lookup::alive`]. At most [`MAX_FALLBACKS`] steps, which is what the compiler makes.
+#[inline(always)]
+pub fn alive<L: Lookup + ?Sized>(policy: &L, mut rank: u32) -> u32 {
+    for _ in 0..MAX_FALLBACKS {
+        if rank & RANK_EXPIRES == 0 {
+            return rank;
+        }
+        let Some(fallback) = policy.fallback(rank & !RANK_EXPIRES) else { return NOT_A_RANK };
+        let Some(rule) = policy.rule(fallback.rank) else { return NOT_A_RANK };
+        if !rule.is_over(policy.now()) {
+            return fallback.rank;
+        }
+        rank = fallback.next;
+    }
+    if rank & RANK_EXPIRES == 0 { rank } else { NOT_A_RANK }
+}
+
+/// No rule has it, so that the policy is found to be incomplete.
+const NOT_A_RANK: u32 = RANK_EXPIRES - 1;
+
+/// How long a verdict may be kept with its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Until the policy or a workload changes.
+    UntilChanged,
+    /// The same, and not beyond the end of the rule that decided.
+    UntilExpired,
+    /// Not at all: it depends on what no epoch follows (whether a local port has a listener), or
+    /// on the end of another rule than the one that decided.
+    Never,
 }
 
 /// One question: may `subject` have this flow with `peer`?
@@ -52,15 +98,17 @@ pub struct Decision {
     pub audit: bool,
     /// The deciding rule asks for a report of what it allows.
     pub log: bool,
-    /// The verdict must not be kept: it depends on something that no epoch follows (whether a
-    /// local port has a listener).
-    pub volatile: bool,
+    /// The deciding rule asks for an answer to what it denies.
+    pub reject: bool,
+    /// How long the verdict is good.
+    pub keep: Keep,
 }
 
 impl Decision {
     /// A verdict that no rule gave.
     pub const fn fixed(verdict: Verdict, reason: Reason) -> Self {
-        Self { verdict, reason, rule: 0, audit: false, log: false, volatile: false }
+        let keep = Keep::UntilChanged;
+        Self { verdict, reason, rule: 0, audit: false, log: false, reject: false, keep }
     }
 }
 
@@ -84,18 +132,40 @@ pub fn decide<L: Lookup>(policy: &L, query: &Query) -> Decision {
         best.collect(policy, query, shapes, port);
     }
     let effective = outcome(policy, &best.effective, isolation == Isolation::Enforce);
-    let mut decision = effective;
+    let (mut found, mut end, mut audit) = (effective, effective.end, false);
     // The shadow evaluation differs only where something is in audit mode.
     if effective.verdict == Verdict::Allow
         && (isolation == Isolation::Audit || best.effective != best.shadow)
     {
         let shadow = outcome(policy, &best.shadow, isolation != Isolation::Open);
+        end = earlier(end, shadow.end);
         if shadow.verdict == Verdict::Deny {
-            decision = Decision { verdict: Verdict::Allow, audit: true, log: false, ..shadow };
+            (found, audit) = (shadow, true);
         }
     }
-    decision.volatile = query.peer.identity == IDENTITY_NOBODY;
+    let verdict = if audit { Verdict::Allow } else { found.verdict };
+    let mut decision =
+        Decision { rule: found.rank, audit, ..Decision::fixed(verdict, found.reason) };
+    let mut own_end = 0;
+    if let Some(rule) = policy.rule(found.rank) {
+        own_end = rule.expires;
+        if !audit {
+            decision.log = rule.flags & RULE_LOG != 0;
+            decision.reject = verdict == Verdict::Deny && rule.flags & RULE_REJECT != 0;
+        }
+    }
+    if query.peer.identity == IDENTITY_NOBODY {
+        decision.keep = Keep::Never;
+    } else if end != 0 {
+        decision.keep = if own_end == end { Keep::UntilExpired } else { Keep::Never };
+    }
     decision
+}
+
+/// The earlier of two ends of rules; zero for never.
+#[inline(always)]
+fn earlier(a: u64, b: u64) -> u64 {
+    if a == 0 || (b != 0 && b < a) { b } else { a }
 }
 
 const NONE: u32 = u32::MAX;
@@ -125,47 +195,78 @@ impl Best {
                     if shapes & key.shape() != 0
                         && let Some(entry) = policy.entry(&key)
                     {
-                        self.merge(entry);
+                        self.merge(policy, entry);
                     }
                 }
             }
         }
     }
 
-    #[inline(always)]
-    fn merge(&mut self, entry: &Entry) {
+    /// A function of its own for its stack frame in the kernel.
+    #[inline(never)]
+    fn merge<L: Lookup>(&mut self, policy: &L, entry: &Entry) {
         for (tier, ranks) in entry.tiers.iter().enumerate() {
-            self.effective[tier] = self.effective[tier].min(ranks.effective.wrapping_sub(1));
-            self.shadow[tier] = self.shadow[tier].min(ranks.shadow.wrapping_sub(1));
+            let (mut effective, mut shadow) = (ranks.effective, ranks.shadow);
+            if (effective | shadow) & RANK_EXPIRES != 0 {
+                (effective, shadow) = (policy.alive(effective), policy.alive(shadow));
+            }
+            self.effective[tier] = lower(self.effective[tier], effective.wrapping_sub(1));
+            self.shadow[tier] = lower(self.shadow[tier], shadow.wrapping_sub(1));
         }
     }
 }
 
-/// What the tiers' best rules come to.
+/// The lower of two numbers, without a branch: the kernel's verifier would follow both ways of each.
 #[inline(always)]
-fn outcome<L: Lookup>(policy: &L, best: &[u32; 3], isolated: bool) -> Decision {
+#[expect(clippy::cast_possible_truncation, reason = "the result is one of the two")]
+fn lower(a: u32, b: u32) -> u32 {
+    let (a, b) = (u64::from(a), u64::from(b));
+    let difference = a.wrapping_sub(b);
+    let a_is_lower = (difference.cast_signed() >> 63).cast_unsigned();
+    b.wrapping_add(difference & a_is_lower) as u32
+}
+
+/// What the tiers' best rules come to.
+#[derive(Clone, Copy)]
+struct Outcome {
+    verdict: Verdict,
+    reason: Reason,
+    /// Of the rule that decided; zero for none.
+    rank: u32,
+    /// When the first of the rules that had a part in it ends; zero for never.
+    end: u64,
+}
+
+#[inline(always)]
+fn outcome<L: Lookup>(policy: &L, best: &[u32; 3], isolated: bool) -> Outcome {
     const APPLICATION: usize = Tier::Application as usize;
+    let mut end = 0;
     for (tier, rank) in best.iter().enumerate() {
         let rank = rank.wrapping_add(1);
         if rank != 0 {
             let Some(rule) = policy.rule(rank) else {
-                return Decision::fixed(Verdict::Deny, Reason::NotInitialised);
+                return Outcome {
+                    verdict: Verdict::Deny,
+                    reason: Reason::NotInitialised,
+                    rank: 0,
+                    end,
+                };
             };
+            end = earlier(end, rule.expires);
             let verdict = match Action::from_u8(rule.action) {
                 Action::Deny => Some(Verdict::Deny),
                 Action::Allow => Some(Verdict::Allow),
                 Action::Pass => None,
             };
             if let Some(verdict) = verdict {
-                let log = rule.flags & RULE_LOG != 0;
-                return Decision { rule: rank, log, ..Decision::fixed(verdict, Reason::Rule) };
+                return Outcome { verdict, reason: Reason::Rule, rank, end };
             }
         }
         if tier == APPLICATION && isolated {
-            return Decision::fixed(Verdict::Deny, Reason::Isolation);
+            return Outcome { verdict: Verdict::Deny, reason: Reason::Isolation, rank: 0, end };
         }
     }
-    Decision::fixed(Verdict::Allow, Reason::NoIsolation)
+    Outcome { verdict: Verdict::Allow, reason: Reason::NoIsolation, rank: 0, end }
 }
 
 #[cfg(test)]
@@ -182,6 +283,8 @@ mod tests {
         subjects: Vec<Subject>,
         entries: BTreeMap<EntryKey, Entry>,
         rules: Vec<Rule>,
+        fallbacks: Vec<Fallback>,
+        now: u64,
     }
 
     impl Lookup for Table {
@@ -194,8 +297,14 @@ mod tests {
         fn entry(&self, key: &EntryKey) -> Option<&Entry> {
             self.entries.get(key)
         }
-        fn rule(&self, rank: u32) -> Option<Rule> {
-            self.rules.get(rank as usize).copied()
+        fn rule(&self, rank: u32) -> Option<&Rule> {
+            self.rules.get(rank as usize)
+        }
+        fn fallback(&self, index: u32) -> Option<Fallback> {
+            self.fallbacks.get(index as usize).copied()
+        }
+        fn now(&self) -> u64 {
+            self.now
         }
     }
 
@@ -232,6 +341,7 @@ mod tests {
             subjects: std::vec![subject(isolation, shapes)],
             entries: [(any_key(), entry)].into(),
             rules,
+            ..Table::default()
         }
     }
 
@@ -290,6 +400,79 @@ mod tests {
         assert_eq!(decide(&t, &q).rule, 1);
         t.subjects[1].ingress_shapes = 0;
         assert_eq!(decide(&t, &q).reason, Reason::NoIsolation);
+    }
+
+    /// An allow rule until 10, a deny rule until 20, then isolation.
+    fn expiring() -> Table {
+        let first = RANK_EXPIRES | 1;
+        let mut t = table(
+            Isolation::Enforce,
+            tiers(&[(Tier::Application, first, first)]),
+            &[Action::Allow, Action::Deny],
+        );
+        t.rules[1].expires = 10;
+        t.rules[2].expires = 20;
+        let next = RANK_EXPIRES | 2;
+        t.fallbacks = std::vec![
+            Fallback::default(),
+            Fallback { rank: 1, next },
+            Fallback { rank: 2, next: 0 },
+        ];
+        t
+    }
+
+    #[test]
+    fn a_rule_that_is_over_leaves_the_decision_to_the_next_one() {
+        for (now, verdict, rule, keep) in [
+            (0, Verdict::Allow, 1, Keep::UntilExpired),
+            (9, Verdict::Allow, 1, Keep::UntilExpired),
+            (10, Verdict::Deny, 2, Keep::UntilExpired),
+            (20, Verdict::Deny, 0, Keep::UntilChanged),
+        ] {
+            let d = decide(&Table { now, ..expiring() }, &query());
+            assert_eq!((d.verdict, d.rule, d.keep), (verdict, rule, keep), "at {now}");
+        }
+    }
+
+    #[test]
+    fn what_hangs_on_the_end_of_another_rule_is_not_kept() {
+        let mut t = expiring();
+        t.rules[1].action = Action::Pass as u8;
+        let first = RANK_EXPIRES | 1;
+        let entry = tiers(&[(Tier::Admin, first, first), (Tier::Application, 3, 3)]);
+        t.entries.insert(any_key(), entry);
+        t.rules.push(rule(Action::Allow));
+        t.fallbacks[1].next = 0;
+        let d = decide(&t, &query());
+        assert_eq!((d.verdict, d.rule, d.keep), (Verdict::Allow, 3, Keep::Never));
+        let d = decide(&Table { now: 10, ..t }, &query());
+        assert_eq!((d.verdict, d.rule, d.keep), (Verdict::Allow, 3, Keep::UntilChanged));
+    }
+
+    #[test]
+    fn a_chain_that_never_ends_denies() {
+        let mut t = Table { now: 99, ..expiring() };
+        t.fallbacks[2].next = RANK_EXPIRES | 1;
+        assert_eq!(decide(&t, &query()).reason, Reason::NotInitialised);
+    }
+
+    #[test]
+    fn the_lower_number_without_a_branch() {
+        let numbers = [0, 1, 2, 0x7fff_ffff, 0x8000_0000, u32::MAX - 1, u32::MAX];
+        for a in numbers {
+            for b in numbers {
+                assert_eq!(lower(a, b), a.min(b), "{a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_deny_that_rejects_says_so() {
+        let mut t = table(Isolation::Open, tiers(&[(Tier::Application, 1, 1)]), &[Action::Deny]);
+        t.rules[1].flags = RULE_REJECT;
+        assert!(decide(&t, &query()).reject);
+        t.rules[1].action = Action::Allow as u8;
+        assert!(!decide(&t, &query()).reject);
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub const SOCKET_LISTENED: u8 = 2;
 /// Flag of [`SocketState`]: a TCP socket. That never changes, and asking the socket costs a packet
 /// more than this.
 pub const SOCKET_TCP: u8 = 4;
+/// Flag of [`SocketState`]: the rule that decided expires, and its verdict with it.
+pub const SOCKET_EXPIRES: u8 = 8;
 
 /// The state in a socket's storage.
 ///
@@ -69,7 +71,7 @@ pub struct SocketState {
     pub verdict: u8,
     /// A [`Role`].
     pub role: u8,
-    /// [`SOCKET_CREATED`], [`SOCKET_LISTENED`], [`SOCKET_TCP`].
+    /// [`SOCKET_CREATED`], [`SOCKET_LISTENED`], [`SOCKET_TCP`], [`SOCKET_EXPIRES`].
     pub flags: u8,
     /// A [`crate::verdict::Reason`].
     pub reason: u8,
@@ -118,8 +120,8 @@ pub struct FlowState {
     pub reason: u8,
     /// A [`Phase`].
     pub phase: u8,
-    /// [`FIN_LOCAL`], [`FIN_REMOTE`].
-    pub fins: u8,
+    /// [`FIN_LOCAL`], [`FIN_REMOTE`], [`FLOW_EXPIRES`].
+    pub flags: u8,
     /// Upper half of the last TCP acknowledgement number that the subject sent.
     pub local_ack: u16,
     /// Upper half of the last one that the peer sent.
@@ -134,10 +136,13 @@ pub struct FlowState {
     pub rx_packets: u32,
 }
 
-/// Flag of [`FlowState::fins`]: the subject has sent a FIN.
+/// Flag of [`FlowState`]: the subject has sent a FIN.
 pub const FIN_LOCAL: u8 = 1;
-/// Flag of [`FlowState::fins`]: the peer has sent one.
+/// Flag of [`FlowState`]: the peer has sent one.
 pub const FIN_REMOTE: u8 = 2;
+const FINS: u8 = FIN_LOCAL | FIN_REMOTE;
+/// Flag of [`FlowState`]: the rule that decided expires, and its verdict with it.
+pub const FLOW_EXPIRES: u8 = 4;
 
 /// How far a flow in the table is. What is not TCP is [`Phase::Established`] from the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -267,8 +272,8 @@ impl FlowState {
             }
         }
         if segment.flags & tcp::FIN != 0 {
-            self.fins |= if segment.outbound { FIN_LOCAL } else { FIN_REMOTE };
-            if self.fins == FIN_LOCAL | FIN_REMOTE {
+            self.flags |= if segment.outbound { FIN_LOCAL } else { FIN_REMOTE };
+            if self.flags & FINS == FINS {
                 self.phase = Phase::Closing as u8;
             }
         } else if opening {
@@ -279,7 +284,7 @@ impl FlowState {
             if by_initiator {
                 self.phase = Phase::Established as u8;
             }
-        } else if self.fins != FIN_LOCAL | FIN_REMOTE {
+        } else if self.flags & FINS != FINS {
             self.phase = Phase::Established as u8;
         }
         Step::Continue

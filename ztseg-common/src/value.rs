@@ -82,7 +82,8 @@ impl Peer {
 /// One tier's best matching rules under one [`crate::key::EntryKey`]: ranks, zero for none.
 ///
 /// The rank of a rule is its place (from one) in the order of evaluation over the whole policy, and
-/// its index in the table of [`Rule`]s.
+/// its index in the table of [`Rule`]s. With [`RANK_EXPIRES`] the number is the index of a
+/// [`Fallback`] instead.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct Ranks {
@@ -91,6 +92,23 @@ pub struct Ranks {
     /// The best rule of all, as if every policy enforced.
     pub shadow: u32,
 }
+
+/// Bit of a rank in [`Ranks`]: the best rule expires, and the other bits are the index of the
+/// [`Fallback`] that says which one, and what holds afterwards.
+pub const RANK_EXPIRES: u32 = 1 << 31;
+
+/// A rule that expires, under one entry of one tier, and what stands behind it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct Fallback {
+    /// The rank of the rule that holds until it expires.
+    pub rank: u32,
+    /// What holds then: as a field of [`Ranks`].
+    pub next: u32,
+}
+
+/// How many rules may expire one after the other under one entry of one tier.
+pub const MAX_FALLBACKS: usize = 8;
 
 /// The tiers, in the order of evaluation; indexes into [`Entry::tiers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -138,6 +156,8 @@ impl Action {
 
 /// Flag of a [`Rule`]: report what it allows, too.
 pub const RULE_LOG: u8 = 1;
+/// Flag of a [`Rule`]: what it denies is told so, with a reset or an ICMP error.
+pub const RULE_REJECT: u8 = 2;
 
 /// A rule; its index in the table is its rank, and index zero is never used.
 #[repr(C)]
@@ -145,12 +165,23 @@ pub const RULE_LOG: u8 = 1;
 pub struct Rule {
     /// An [`Action`].
     pub action: u8,
-    /// [`RULE_LOG`].
+    /// [`RULE_LOG`], [`RULE_REJECT`].
     pub flags: u8,
     /// Zero.
     pub zero: [u8; 6],
     /// How many decisions it made in this generation; counted by the kernel programs.
     pub hits: u64,
+    /// When it ends, in nanoseconds; zero for never. In the kernel on the boot-time clock, in an
+    /// image since 1970.
+    pub expires: u64,
+}
+
+impl Rule {
+    /// Whether it has ended at `now`, on the clock of [`Self::expires`].
+    #[inline(always)]
+    pub const fn is_over(&self, now: u64) -> bool {
+        self.expires != 0 && self.expires <= now
+    }
 }
 
 /// Sixty-four neighbouring port classes ([`crate::key::port_slot`]).
@@ -213,7 +244,8 @@ const _: () = {
     assert!(size_of::<Subject>() == 8);
     assert!(size_of::<Peer>() == 8);
     assert!(size_of::<Entry>() == 24);
-    assert!(size_of::<Rule>() == 16);
+    assert!(size_of::<Fallback>() == 8);
+    assert!(size_of::<Rule>() == 24);
     assert!(size_of::<PortChunk>() == 128);
     assert!(size_of::<Control>() == 64);
 };

@@ -51,6 +51,7 @@ pub fn remember(flow: &Flow, outcome: Outcome) {
         || !matches!(packet.protocol, proto::TCP | proto::UDP)
         || flow.is_initiator() != flow.is_outbound()
         || !outcome.keep()
+        || outcome.expires()
     {
         return;
     }

@@ -66,7 +66,7 @@ fn long_way<const LINK_HEADER: u32>(skb: &Skb, hook: Hook, stamp: u64, answer: A
     } else if claim::is_refused_source(skb, &flow) {
         Verdict::Deny
     } else {
-        table::packet::<true>(skb.raw, &mut flow, later || answer != Answer::NotThere)
+        table::packet::<true>(skb.raw, &mut flow, later || answer != Answer::NotThere).verdict()
     };
     if verdict == Verdict::Allow {
         fragments::remember(&flow);

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::SkBuffContext;
-use ztseg_common::eval::{self, Decision, Query};
+use ztseg_common::eval::{self, Decision, Keep, Query};
 use ztseg_common::key::port_slot;
 use ztseg_common::verdict::{Reason, Verdict};
 
@@ -22,6 +22,8 @@ impl Outcome {
     const KEEP: u64 = 1 << 1;
     const AUDIT: u64 = 1 << 2;
     const LOG: u64 = 1 << 3;
+    const EXPIRES: u64 = 1 << 4;
+    const REJECT: u64 = 1 << 5;
     const REASON: u32 = 8;
     const RULE: u32 = 32;
 
@@ -32,10 +34,25 @@ impl Outcome {
             u64::from(decision.rule) << Self::RULE
                 | u64::from(decision.reason as u8) << Self::REASON
                 | flag(decision.verdict == Verdict::Allow, Self::ALLOW)
-                | flag(!decision.volatile, Self::KEEP)
+                | flag(decision.keep != Keep::Never, Self::KEEP)
+                | flag(decision.keep == Keep::UntilExpired, Self::EXPIRES)
+                | flag(decision.reject, Self::REJECT)
                 | flag(decision.audit, Self::AUDIT)
                 | flag(decision.log, Self::LOG),
         )
+    }
+
+    /// What was kept with a flow that is allowed.
+    #[inline(always)]
+    pub fn allowed(rule: u32, expires: bool) -> Self {
+        let expires = if expires { Self::EXPIRES } else { 0 };
+        Self(u64::from(rule) << Self::RULE | Self::ALLOW | Self::KEEP | expires)
+    }
+
+    /// A verdict for this packet alone, that was counted and reported.
+    #[inline(always)]
+    pub fn once(verdict: Verdict) -> Self {
+        Self(if matches!(verdict, Verdict::Allow) { Self::ALLOW } else { 0 })
     }
 
     /// A denial that was kept with its flow.
@@ -63,6 +80,18 @@ impl Outcome {
     #[inline(always)]
     pub fn keep(self) -> bool {
         self.0 & Self::KEEP != 0
+    }
+
+    /// Whether it ends with the rule that decided.
+    #[inline(always)]
+    pub fn expires(self) -> bool {
+        self.0 & Self::EXPIRES != 0
+    }
+
+    /// Whether who is denied is told so.
+    #[inline(always)]
+    pub fn is_rejected(self) -> bool {
+        self.0 & Self::REJECT != 0
     }
 
     #[inline(always)]

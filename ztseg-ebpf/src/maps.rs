@@ -10,7 +10,7 @@ use ztseg_common::event::Counter;
 use ztseg_common::fragments::{FragmentKey, FragmentState};
 use ztseg_common::key::{EntryKey, FlowKey4, FlowKey6, PORT_CHUNKS};
 use ztseg_common::state::{FlowState, SocketState};
-use ztseg_common::value::{Control, Entry, Peer, PortChunk, Rule, Subject, Workload};
+use ztseg_common::value::{Control, Entry, Fallback, Peer, PortChunk, Rule, Subject, Workload};
 
 /// `BPF_F_NO_PREALLOC` (uapi/linux/bpf.h)
 const NO_PREALLOC: usize = 1;
@@ -34,6 +34,8 @@ pub static WORKLOADS: ArrayOfMaps<HashMap<u64, Workload, 1, NO_PREALLOC>, SLOTS>
 pub static SUBJECTS: ArrayOfMaps<Array<Subject, 1, INNER_MAP>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
 pub static RULES: ArrayOfMaps<Array<Rule, 1, INNER_MAP>, SLOTS> = ArrayOfMaps::new();
+#[btf_map]
+pub static FALLBACKS: ArrayOfMaps<Array<Fallback, 1, INNER_MAP>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
 pub static PORTS: ArrayOfMaps<Array<PortChunk, PORT_CHUNKS, INNER_MAP>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]

@@ -4,11 +4,12 @@
 use ztseg_common::addr::{Port, proto};
 use ztseg_common::key::{FlowKey4, FlowKey6, Place, WorkloadKey};
 use ztseg_common::packet::{ethertype, tcp};
-use ztseg_common::state::{FlowState, Phase, SocketState, is_fresh, timeout_seconds};
+use ztseg_common::state::{FLOW_EXPIRES, FlowState, Phase, SocketState, is_fresh, timeout_seconds};
 use ztseg_common::value::Control;
 
 use crate::denied;
 use crate::maps::{FLOWS4, FLOWS6};
+use crate::policy::Policy;
 use crate::skb::{InPlace, Skb};
 use crate::table::now;
 
@@ -226,6 +227,7 @@ fn pass(state: &mut FlowState, sight: Sight<'_>, rest: Rest) -> Answer {
     if state.stamp != sight.stamp
         || state.phase != Phase::Established as u8
         || !is_fresh(state.last_seen, now, timeout, sight.control.hz)
+        || (state.flags & FLOW_EXPIRES != 0 && Policy::of(sight.stamp).is_over(state.rule))
     {
         return Answer::Unknown;
     }

@@ -1,11 +1,14 @@
 //! The maps of one generation, as the evaluator reads them.
 
+use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use ztseg_common::addr::Addr;
-use ztseg_common::eval::Lookup;
+use ztseg_common::eval::{self, Lookup};
 use ztseg_common::key::{EntryKey, PORTS_PER_CHUNK};
-use ztseg_common::value::{Entry, Peer, Rule, Subject, Workload};
+use ztseg_common::value::{Entry, Fallback, Peer, Rule, Subject, Workload};
 
-use crate::maps::{ENTRIES, HOSTS, PORTS, PREFIXES, RULES, SUBJECTS, TrieKey, WORKLOADS, add};
+use crate::maps::{
+    ENTRIES, FALLBACKS, HOSTS, PORTS, PREFIXES, RULES, SUBJECTS, TrieKey, WORKLOADS, add,
+};
 
 /// One of the two slots.
 #[derive(Clone, Copy)]
@@ -31,6 +34,15 @@ impl Policy {
     pub fn peer(self, addr: &Addr) -> Peer {
         let classes = classes_of(self.slot, addr);
         Peer { identity: (classes >> 32) as u32, address: classes as u32 }
+    }
+
+    /// Whether a rule that expires has ended; one that is not there has.
+    #[inline(always)]
+    pub fn is_over(self, rank: u32) -> bool {
+        match RULES.get_value(self.slot, &rank) {
+            Some(rule) => rule.is_over(self.now()),
+            None => true,
+        }
     }
 
     /// Counts a decision of a rule.
@@ -65,9 +77,33 @@ impl Lookup for Policy {
     }
 
     #[inline(always)]
-    fn rule(&self, rank: u32) -> Option<Rule> {
-        RULES.get_value(self.slot, &rank).copied()
+    fn rule(&self, rank: u32) -> Option<&Rule> {
+        RULES.get_value(self.slot, &rank)
     }
+
+    #[inline(always)]
+    fn fallback(&self, index: u32) -> Option<Fallback> {
+        FALLBACKS.get_value(self.slot, &index).copied()
+    }
+
+    /// The clock that goes on while the machine sleeps, and that nobody sets.
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: a plain helper call.
+        unsafe { bpf_ktime_get_boot_ns() }
+    }
+
+    #[inline(always)]
+    fn alive(&self, rank: u32) -> u32 {
+        ztseg_alive(self.slot, rank)
+    }
+}
+
+/// [`Lookup::alive`], verified once on its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_alive(slot: u32, rank: u32) -> u32 {
+    eval::alive(&Policy { slot }, rank)
 }
 
 /// Identity class above, address class below. A function of its own for its stack frame; it returns

@@ -9,7 +9,9 @@ use ztseg_common::addr::{Addr, proto};
 use ztseg_common::eval::Decision;
 use ztseg_common::event::Counter;
 use ztseg_common::packet::tcp;
-use ztseg_common::state::{Role, SOCKET_CREATED, SOCKET_LISTENED, SOCKET_TCP, SocketState};
+use ztseg_common::state::{
+    Role, SOCKET_CREATED, SOCKET_EXPIRES, SOCKET_LISTENED, SOCKET_TCP, SocketState,
+};
 use ztseg_common::value::Control;
 use ztseg_common::verdict::{Hook, Reason, Verdict};
 
@@ -71,7 +73,7 @@ pub fn packet(skb: &Skb, hook: Hook) -> Verdict {
     if let Some(sk) = skb.common_socket()
         && let Some(state) = SOCKETS.get(sk.raw, false)
     {
-        let judged = state.stamp == stamp && state.verdict == Verdict::Allow as u8;
+        let judged = is_judged(state, stamp) && state.verdict == Verdict::Allow as u8;
         if state.flags & SOCKET_TCP != 0 {
             if judged
                 && state.remote_port == sk.remote_port()
@@ -90,6 +92,20 @@ pub fn packet(skb: &Skb, hook: Hook) -> Verdict {
         }
     }
     long_way(skb, hook, stamp)
+}
+
+/// Whether the socket's verdict still holds.
+#[inline(always)]
+fn is_judged(state: &SocketState, stamp: u64) -> bool {
+    state.stamp == stamp
+        && (state.flags & SOCKET_EXPIRES == 0 || !Policy::of(stamp).is_over(state.rule))
+}
+
+/// Sets whether the socket's verdict ends with its rule.
+#[inline(always)]
+fn set_expiry(state: &mut SocketState, expires: bool) {
+    let flag = if expires { SOCKET_EXPIRES } else { 0 };
+    state.flags = state.flags & !SOCKET_EXPIRES | flag;
 }
 
 /// Whether the socket, which `judged` says has a valid verdict, or the table has a datagram's flow. A
@@ -196,7 +212,7 @@ fn tcp_packet(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
         return judge::<false>(skb.raw, &mut flow).verdict();
     }
     let known = sk.has_remote(&state.remote) && state.remote_port == sk.remote_port();
-    if known && state.stamp == stamp {
+    if known && is_judged(state, stamp) {
         // Denied before, by the policy that is still in force.
         flow.keep_role(state.role);
         flow.peer = state.peer;
@@ -236,6 +252,7 @@ fn tcp_packet(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
     state.remote_port = sk.remote_port();
     state.local_port = sk.local_port();
     state.flags |= SOCKET_TCP;
+    set_expiry(state, outcome.expires());
     state.verdict = outcome.verdict() as u8;
     state.reason = outcome.reason();
     state.rule = outcome.rule();
@@ -315,11 +332,13 @@ fn datagram(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
         report(skb.raw, &flow, Outcome::new(&decision));
         return Verdict::Deny;
     }
-    if table::packet::<false>(skb.raw, &mut flow, true) == Verdict::Deny {
+    let outcome = table::packet::<false>(skb.raw, &mut flow, true);
+    if outcome.verdict() == Verdict::Deny {
         return Verdict::Deny;
     }
     fragments::remember(&flow);
-    if flow.packet.protocol == proto::UDP
+    if outcome.keep()
+        && flow.packet.protocol == proto::UDP
         && sk.is_connected_udp()
         && let Some(state) = SOCKETS.get(sk.raw, false)
     {
@@ -330,6 +349,8 @@ fn datagram(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
         state.verdict = Verdict::Allow as u8;
         state.role = flow.role;
         state.peer = flow.peer;
+        state.rule = outcome.rule();
+        set_expiry(state, outcome.expires());
         state.stamp = stamp;
     }
     Verdict::Allow

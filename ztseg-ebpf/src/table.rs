@@ -8,13 +8,16 @@ use ztseg_common::eval::{Decision, Lookup};
 use ztseg_common::event::Counter;
 use ztseg_common::key::{FlowKey4, FlowKey6, Place, WorkloadKey};
 use ztseg_common::packet::{IcmpKind, Packet, Reader, tcp};
-use ztseg_common::state::{FlowState, Phase, Segment, Step, is_fresh, ticks, timeout_seconds};
+use ztseg_common::state::{
+    FLOW_EXPIRES, FlowState, Phase, Segment, Step, is_fresh, ticks, timeout_seconds,
+};
 use ztseg_common::value::{Control, Isolation};
 use ztseg_common::verdict::{Direction, Reason, Verdict};
 
 use crate::flow::Flow;
 use crate::judge::{Outcome, judge, report};
 use crate::maps::{FLOWS4, FLOWS6, control, count};
+use crate::policy::Policy;
 use crate::skb::{Skb, ztseg_parse_quoted};
 use crate::{claim, denied};
 
@@ -124,19 +127,19 @@ fn fresh(
 /// kept. The flow has its subject and its packet; the role that it turns out to have is set in it.
 /// `INTERFACE` says what kind of workload it is; `there` whether the table may have the flow.
 #[inline(never)]
-pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there: bool) -> Verdict {
-    let Some(control) = control() else { return Verdict::Deny };
+pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there: bool) -> Outcome {
+    let Some(control) = control() else { return Outcome::once(Verdict::Deny) };
     // A flow that the table has; not one that a SYN opens anew between the same ends.
     let mut goes_on = false;
     if there && let Some(state) = fresh(&flow.packet, flow.is_outbound(), place(flow), control) {
         goes_on = step(skb, flow, state) == Step::Continue;
         if goes_on
-            && state.stamp == flow.stamp
+            && is_judged(state, flow.stamp)
             && (INTERFACE || !another_peer(skb, flow, state.peer))
         {
             state.last_seen = now();
             state.account(flow.is_outbound(), flow.packet.length);
-            return Verdict::Allow;
+            return Outcome::allowed(state.rule, state.flags & FLOW_EXPIRES != 0);
         }
         if goes_on {
             flow.keep_role(state.role);
@@ -147,7 +150,7 @@ pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there
         && (INTERFACE || !claim::leaves_the_link(&flow.packet, flow.is_outbound()))
         && let Some(verdict) = special(skb, flow)
     {
-        return verdict;
+        return Outcome::once(verdict);
     }
     let before = flow.peer;
     let mut outcome = judge::<INTERFACE>(skb, flow);
@@ -169,7 +172,14 @@ pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there
     } else if INTERFACE && !adopted {
         denied::remember(flow, outcome);
     }
-    outcome.verdict()
+    outcome
+}
+
+/// Whether the flow's verdict still holds.
+#[inline(always)]
+fn is_judged(state: &FlowState, stamp: u64) -> bool {
+    state.stamp == stamp
+        && (state.flags & FLOW_EXPIRES == 0 || !Policy::of(stamp).is_over(state.rule))
 }
 
 /// Whether a datagram on loopback goes to or comes from somebody else than the flow was judged for.
@@ -237,6 +247,7 @@ fn keep(flow: &Flow, outcome: Outcome, goes_on: bool) {
         state.rule = outcome.rule();
         state.role = flow.role;
         state.reason = outcome.reason();
+        state.flags = state.flags & !FLOW_EXPIRES | expiry(outcome);
         state.account(flow.is_outbound(), flow.packet.length);
         state.stamp = flow.stamp;
         return;
@@ -250,10 +261,16 @@ fn keep(flow: &Flow, outcome: Outcome, goes_on: bool) {
         role: flow.role,
         reason: outcome.reason(),
         phase: if opens { Phase::Opening } else { Phase::Established } as u8,
+        flags: expiry(outcome),
         ..FlowState::default()
     };
     state.account(flow.is_outbound(), flow.packet.length);
     insert(flow, &state);
+}
+
+#[inline(always)]
+fn expiry(outcome: Outcome) -> u8 {
+    if outcome.expires() { FLOW_EXPIRES } else { 0 }
 }
 
 #[inline(always)]
@@ -285,7 +302,7 @@ pub extern "C" fn ztseg_quotes_flow(skb: *mut __sk_buff, flow: *const Flow) -> u
     // What was judged by an older policy may be denied now; a packet of the flow that is still
     // allowed has renewed it before an error can come back.
     let known = fresh(&quoted, !flow.is_outbound(), place, control);
-    u32::from(known.is_some_and(|state| state.stamp == flow.stamp))
+    u32::from(known.is_some_and(|state| is_judged(state, flow.stamp)))
 }
 
 /// A packet that no rule can be asked about: denied where its direction is isolated or has rules,

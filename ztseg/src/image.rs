@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use rustc_hash::FxHashMap;
 use ztseg_common::addr::Addr;
 use ztseg_common::eval::Lookup;
 use ztseg_common::key::{EntryKey, PrefixKey, WorkloadKey};
-use ztseg_common::value::{Entry, Peer, Rule, Subject, Workload};
+use ztseg_common::value::{Entry, Fallback, Peer, Rule, Subject, Workload};
 
 use crate::policy::resolved::SegmentId;
 
@@ -34,8 +35,10 @@ pub struct Image {
     pub levels: u32,
     /// By subject class; index zero is never used.
     pub subjects: Vec<Subject>,
-    /// By rank; index zero is never used.
+    /// By rank; index zero is never used. Ends are in nanoseconds since 1970.
     pub rules: Vec<Rule>,
+    /// What stands behind rules that expire; index zero is never used.
+    pub fallbacks: Vec<Fallback>,
     /// By [`ztseg_common::key::port_slot`]: all [`ztseg_common::key::PORT_SLOTS`] of them.
     pub ports: Vec<u16>,
     /// The verdict entries.
@@ -69,20 +72,52 @@ impl Image {
     }
 }
 
-impl Lookup for Image {
+impl Image {
+    /// The policy as it is at a moment, for the evaluator.
+    pub fn at(&self, now: Timestamp) -> At<'_> {
+        At { image: self, now: nanoseconds(now) }
+    }
+
+    /// The policy when no rule has ended.
+    pub fn whole(&self) -> At<'_> {
+        At { image: self, now: 0 }
+    }
+}
+
+/// Nanoseconds since 1970, at least one: zero in a rule means that it does not end.
+pub fn nanoseconds(time: Timestamp) -> u64 {
+    u64::try_from(time.as_nanosecond()).unwrap_or(0).max(1)
+}
+
+/// An image at a moment.
+#[derive(Clone, Copy, Debug)]
+pub struct At<'a> {
+    image: &'a Image,
+    now: u64,
+}
+
+impl Lookup for At<'_> {
     fn subject(&self, class: u32) -> Option<Subject> {
-        self.subjects.get(class as usize).copied().filter(|_| class != 0)
+        self.image.subjects.get(class as usize).copied().filter(|_| class != 0)
     }
 
     fn port_class(&self, slot: u32) -> u16 {
-        self.ports.get(slot as usize).copied().unwrap_or(0)
+        self.image.ports.get(slot as usize).copied().unwrap_or(0)
     }
 
     fn entry(&self, key: &EntryKey) -> Option<&Entry> {
-        self.entries.get(key)
+        self.image.entries.get(key)
     }
 
-    fn rule(&self, rank: u32) -> Option<Rule> {
-        self.rules.get(rank as usize).copied().filter(|_| rank != 0)
+    fn rule(&self, rank: u32) -> Option<&Rule> {
+        self.image.rules.get(rank as usize).filter(|_| rank != 0)
+    }
+
+    fn fallback(&self, index: u32) -> Option<Fallback> {
+        self.image.fallbacks.get(index as usize).copied().filter(|_| index != 0)
+    }
+
+    fn now(&self) -> u64 {
+        self.now
     }
 }

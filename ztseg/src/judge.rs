@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use jiff::Timestamp;
 use ztseg_common::addr::Addr;
 use ztseg_common::eval::{Decision, Query, decide};
 use ztseg_common::key::port_slot;
@@ -89,10 +90,15 @@ pub struct EndJudgement<'a> {
     pub isolating: Vec<&'a Segment>,
 }
 
-/// Judges a flow. `image` must be compiled from `resolved`.
+/// Judges a flow at a moment. `image` must be compiled from `resolved`.
 ///
 /// `None` when a workload is in a set of segments that the image has no classes for.
-pub fn judge<'a>(resolved: &'a Resolved, image: &Image, flow: &Flow) -> Option<Judgement<'a>> {
+pub fn judge<'a>(
+    resolved: &'a Resolved,
+    image: &Image,
+    now: Timestamp,
+    flow: &Flow,
+) -> Option<Judgement<'a>> {
     let end = |direction, subject: &End, peer: &End| {
         let Some(segments) = &subject.workload else {
             return Some(None);
@@ -103,7 +109,7 @@ pub fn judge<'a>(resolved: &'a Resolved, image: &Image, flow: &Flow) -> Option<J
             port_slot: port_slot(flow.protocol, flow.port),
             direction,
         };
-        let decision = decide(image, &query);
+        let decision = decide(&image.at(now), &query);
         Some(Some(explain(resolved, segments, direction, decision)))
     };
     Some(Judgement {
@@ -117,11 +123,12 @@ pub fn judge<'a>(resolved: &'a Resolved, image: &Image, flow: &Flow) -> Option<J
 pub fn counterexample<'a>(
     resolved: &'a Resolved,
     image: &Image,
+    now: Timestamp,
     flow: &Flow,
     expected: Verdict,
 ) -> Option<(Flow, Judgement<'a>)> {
     variants(image, flow).find_map(|flow| {
-        let judgement = judge(resolved, image, &flow)?;
+        let judgement = judge(resolved, image, now, &flow)?;
         (judgement.verdict() != expected).then_some((flow, judgement))
     })
 }
@@ -247,6 +254,8 @@ mod tests {
             action,
             mode: Mode::Enforce,
             log: false,
+            reject: false,
+            expires: None,
             from,
             to,
             ports: vec![PortRange { protocol: Some(proto::TCP), first: 5432, last: 5432 }],
@@ -264,6 +273,7 @@ mod tests {
         Side { networks: vec![network], ..Side::default() }
     }
 
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
     const WEB: u32 = 0;
     const DB: u32 = 1;
     const STAGE: u32 = 2;
@@ -314,7 +324,7 @@ mod tests {
         let resolved = policy();
         let image = image(&resolved, &[]);
         let says = |from: End, to: End| {
-            let judgement = judge(&resolved, &image, &flow(from, to)).unwrap();
+            let judgement = judge(&resolved, &image, NOW, &flow(from, to)).unwrap();
             let lines: Vec<_> = judgement.ends().map(ToString::to_string).collect();
             (judgement.verdict(), lines.join("; "))
         };
@@ -369,10 +379,10 @@ mod tests {
         let resolved = policy();
         let alone = image(&resolved, &[&[WEB]]);
         let asked = flow(local(WEB), local(DB));
-        assert_eq!(counterexample(&resolved, &alone, &asked, Verdict::Allow), None);
+        assert_eq!(counterexample(&resolved, &alone, NOW, &asked, Verdict::Allow), None);
         let mixed = image(&resolved, &[&[WEB], &[WEB, STAGE]]);
-        let (flow, judgement) =
-            counterexample(&resolved, &mixed, &asked, Verdict::Allow).expect("stage is denied");
+        let (flow, judgement) = counterexample(&resolved, &mixed, NOW, &asked, Verdict::Allow)
+            .expect("stage is denied");
         assert_eq!(flow.from, End::workload([SegmentId(WEB), SegmentId(STAGE)]));
         let denying = judgement.denying().and_then(|end| end.rule);
         assert_eq!(denying.map(|r| r.name.as_str()), Some("shop/no-stage"));
@@ -382,6 +392,6 @@ mod tests {
     fn a_set_without_classes_has_no_answer() {
         let resolved = policy();
         let both = End::workload([SegmentId(WEB), SegmentId(DB)]);
-        assert_eq!(judge(&resolved, &image(&resolved, &[]), &flow(both, local(DB))), None);
+        assert_eq!(judge(&resolved, &image(&resolved, &[]), NOW, &flow(both, local(DB))), None);
     }
 }

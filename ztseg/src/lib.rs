@@ -4,6 +4,7 @@ pub mod agent;
 pub mod api;
 pub mod check;
 pub mod cli;
+pub mod clocks;
 pub mod config;
 pub mod datapath;
 pub mod discover;

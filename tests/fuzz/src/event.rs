@@ -2,8 +2,9 @@
 
 use jiff::Timestamp;
 use ztseg::api::types::{EventLine, EventRecord};
+use ztseg::clocks::Clocks;
 use ztseg::events::decode::decode;
-use ztseg::events::enrich::{Clocks, enrich};
+use ztseg::events::enrich::enrich;
 use ztseg::events::names::{Names, WorkloadName};
 use ztseg::present::compact;
 use ztseg_common::event::Event;

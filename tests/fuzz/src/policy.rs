@@ -64,7 +64,8 @@ fn answer(resolved: &Resolved, image: &Image, test: &ResolvedTest) -> Answer {
     };
     let flow =
         Flow { from: end(test.from), to: end(test.to), protocol: test.protocol, port: test.port };
-    let judgement = judge(resolved, image, &flow).expect("each segment alone has classes");
+    let judgement = judge(resolved, image, jiff::Timestamp::UNIX_EPOCH, &flow)
+        .expect("each segment alone has classes");
     for end in judgement.ends() {
         let (subject, peer) = match end.direction {
             Direction::Egress => (&flow.from, &flow.to),

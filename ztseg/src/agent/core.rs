@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-use nix::time::{ClockId, clock_gettime};
+use jiff::{SignedDuration, Timestamp};
 use ztseg_common::key::{WorkloadKey, interface_of};
 
 use super::boot::First;
@@ -17,12 +16,13 @@ use super::prepare::{self, Prepared};
 use super::security::Security;
 use super::sources::PolicyFiles;
 use crate::api::types::{Applied, Origin, Problem};
+use crate::clocks::Clocks;
 use crate::datapath::{Capacity, DatapathError, InterfaceSide};
 use crate::discover::Discovered;
 use crate::discover::cgroups::{CgroupEvent, WatchMode};
 use crate::discover::interfaces::Interface;
 use crate::events::decode::decode;
-use crate::events::enrich::{Clocks, enrich};
+use crate::events::enrich::enrich;
 use crate::events::log::EventLog;
 use crate::events::names::{Names, WorkloadName};
 use crate::image::Image;
@@ -34,6 +34,9 @@ use crate::present::compact::security_line;
 
 /// How long to wait before something that failed is tried again without a new reason.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// By how much the end of a rule may differ from the time of day that is written.
+const TOLERANCE: SignedDuration = SignedDuration::from_millis(20);
 
 /// What the core is told once.
 #[derive(Clone, Debug)]
@@ -69,6 +72,8 @@ pub(super) struct Running {
     pub(super) resolved: Arc<Resolved>,
     pub(super) image: Image,
     pub(super) generation: u32,
+    /// By which the kernel knows when rules end.
+    clocks: Clocks,
     pub(super) applied_at: Timestamp,
     pub(super) origin: Origin,
     pub(super) files: Vec<String>,
@@ -105,13 +110,6 @@ pub struct Core<E> {
     retry_at: Option<Instant>,
 }
 
-/// The clocks now.
-pub fn clocks() -> Clocks {
-    let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
-    let boot = u64::try_from(boot.as_nanos()).unwrap_or(u64::MAX);
-    Clocks { wall: Timestamp::now(), boot }
-}
-
 impl<E: Enforcer> Core<E> {
     /// Commits the first policy and attaches.
     ///
@@ -126,7 +124,8 @@ impl<E: Enforcer> Core<E> {
     ) -> Result<Self, DatapathError> {
         let First { files, prepared, origin, error } = first;
         let last_good = options.state_dir.as_deref().map(LastGood::new);
-        let generation = enforcer.commit(&prepared.image)?.generation;
+        let clocks = Clocks::now();
+        let generation = enforcer.commit(&prepared.image, &clocks)?.generation;
         enforcer.attach_cgroup()?;
         let mut core = Self {
             options,
@@ -139,6 +138,7 @@ impl<E: Enforcer> Core<E> {
                 resolved: Arc::default(),
                 image: Image::default(),
                 generation,
+                clocks,
                 applied_at: Timestamp::now(),
                 origin: Origin::Configured,
                 files: Vec::new(),
@@ -157,7 +157,7 @@ impl<E: Enforcer> Core<E> {
             not_kept: None,
             retry_at: None,
         };
-        core.accept(generation, prepared, origin, &files);
+        core.accept((generation, clocks), prepared, origin, &files);
         match error {
             None => core.remember(&files.sources),
             Some(message) => {
@@ -212,8 +212,9 @@ impl<E: Enforcer> Core<E> {
         let Options { audit, capacity, failsafe, .. } = &self.options;
         let prepared =
             prepare::prepare(&files.sources, *audit, failsafe, &self.inventory, capacity)?;
-        let committed = self.enforcer.commit(&prepared.image).map_err(|e| full(&e))?;
-        self.accept(committed.generation, prepared, origin, files);
+        let clocks = Clocks::now();
+        let committed = self.enforcer.commit(&prepared.image, &clocks).map_err(|e| full(&e))?;
+        self.accept((committed.generation, clocks), prepared, origin, files);
         self.remember(&files.sources);
         let members = self.inventory.memberships();
         Ok(Applied {
@@ -237,7 +238,13 @@ impl<E: Enforcer> Core<E> {
     }
 
     /// Takes over what was committed.
-    fn accept(&mut self, generation: u32, prepared: Prepared, origin: Origin, files: &PolicyFiles) {
+    fn accept(
+        &mut self,
+        (generation, clocks): (u32, Clocks),
+        prepared: Prepared,
+        origin: Origin,
+        files: &PolicyFiles,
+    ) {
         let Prepared { resolved, inventory, image } = prepared;
         self.names.commit(generation, resolved.clone(), &image);
         // A workload that the new policy no longer knows as one loses its name, too.
@@ -251,6 +258,7 @@ impl<E: Enforcer> Core<E> {
             resolved,
             image,
             generation,
+            clocks,
             applied_at: Timestamp::now(),
             origin,
             files: files.sources.iter().map(|s: &Source| s.name.to_string()).collect(),
@@ -395,14 +403,38 @@ impl<E: Enforcer> Core<E> {
     fn recompile(&mut self) -> Result<(), String> {
         let resolved = &self.running.resolved;
         let image = prepare::build(resolved, &self.inventory, &self.options.capacity)?;
-        let generation = self.enforcer.commit(&image).map_err(|e| full(&e))?.generation;
-        self.names.commit(generation, resolved.clone(), &image);
+        let generation = self.commit_again(image, &Clocks::now())?;
         tracing::info!("generation {generation} is in force: new workloads");
-        self.running.image = image;
-        self.running.generation = generation;
         self.name_everything();
         self.dirty.clear();
         Ok(())
+    }
+
+    /// Commits another image of the policy in force; gives its generation.
+    fn commit_again(&mut self, image: Image, clocks: &Clocks) -> Result<u32, String> {
+        let generation = self.enforcer.commit(&image, clocks).map_err(|e| full(&e))?.generation;
+        let running = &mut self.running;
+        self.names.commit(generation, running.resolved.clone(), &image);
+        (running.image, running.generation, running.clocks) = (image, generation, *clocks);
+        Ok(generation)
+    }
+
+    /// Rules end at a time of day. Where somebody has set that, the kernel is told anew when that is
+    /// on its own clock.
+    pub fn follow_clocks(&mut self, now: &Clocks) {
+        let set = now.set_since(&self.running.clocks);
+        let expires = self.running.image.rules.iter().any(|rule| rule.expires != 0);
+        if !expires || set.abs() < TOLERANCE {
+            return;
+        }
+        match self.commit_again(self.running.image.clone(), now) {
+            Ok(generation) => tracing::warn!(
+                "the time of day was set by {:.3} s; rules end by the new one from generation \
+                 {generation} on",
+                set.as_secs_f64()
+            ),
+            Err(e) => tracing::error!("rules still end by the time of day before it was set: {e}"),
+        }
     }
 
     /// Attaches to the interfaces that are workloads, detaches from the others.
@@ -437,7 +469,7 @@ impl<E: Enforcer> Core<E> {
 
     /// Hands on the events that wait in the ring buffer.
     pub fn drain(&mut self) {
-        let clocks = clocks();
+        let clocks = Clocks::now();
         let Self { enforcer, names, events, undecodable, .. } = self;
         let mut unreadable = 0;
         let unknown = enforcer.drain_events(&mut |event| match decode(event) {

@@ -7,6 +7,7 @@ use ztseg_common::event::{Counter, Event};
 use ztseg_common::key::WorkloadKey;
 use ztseg_common::value::Workload;
 
+use crate::clocks::Clocks;
 use crate::datapath::{
     Committed, Datapath, DatapathError, Finding, InterfaceSide, MapStatus, Options, ProgramStatus,
 };
@@ -15,7 +16,7 @@ use crate::image::Image;
 /// The datapath as the agent uses it. [`Datapath`] says what each method does.
 #[expect(missing_docs, reason = "each is documented at Datapath, which has the same names")]
 pub trait Enforcer: Sized {
-    fn commit(&mut self, image: &Image) -> Result<Committed, DatapathError>;
+    fn commit(&mut self, image: &Image, clocks: &Clocks) -> Result<Committed, DatapathError>;
     fn attach_cgroup(&mut self) -> Result<(), DatapathError>;
     fn attach_interface(
         &mut self,
@@ -44,8 +45,8 @@ pub trait Enforcer: Sized {
 }
 
 impl Enforcer for Datapath {
-    fn commit(&mut self, image: &Image) -> Result<Committed, DatapathError> {
-        Self::commit(self, image)
+    fn commit(&mut self, image: &Image, clocks: &Clocks) -> Result<Committed, DatapathError> {
+        Self::commit(self, image, clocks)
     }
 
     fn attach_cgroup(&mut self) -> Result<(), DatapathError> {

@@ -14,6 +14,7 @@ use super::ring;
 use super::sources::{self, PolicyFiles};
 use super::watch::FileWatch;
 use crate::api::types::{Applied, Origin};
+use crate::clocks::Clocks;
 use crate::discover::Discovered;
 use crate::discover::translation::translates_output;
 use crate::policy::source::Source;
@@ -110,7 +111,10 @@ pub async fn run<E: Enforcer>(
                 core.drain();
                 core.retry();
             }
-            _ = guard.tick() => core.guard(),
+            _ = guard.tick() => {
+                core.guard();
+                core.follow_clocks(&Clocks::now());
+            }
             _ = translation.tick() => core.translation(translates_output()),
         }
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use jiff::Timestamp;
 use ztseg_common::eval::Decision;
 use ztseg_common::verdict::Reason;
 
@@ -63,7 +64,8 @@ fn test(loaded: &Loaded) -> Result<(), Failure> {
         ..crate::datapath::Capacity::default()
     };
     let image = compile(&enforced, &[], &ceiling).map_err(|e| Failure::input(e.to_string()))?;
-    let failed = run_tests(loaded, |test| answer(&enforced, &image, test));
+    let now = Timestamp::now();
+    let failed = run_tests(loaded, |test| answer(&enforced, &image, now, test));
     if failed.is_empty() { Ok(()) } else { Err(Failure::found(failed.render(output::color()))) }
 }
 
@@ -80,14 +82,14 @@ fn enforce_everything(resolved: &mut Resolved) {
     }
 }
 
-fn answer(resolved: &Resolved, image: &Image, test: &ResolvedTest) -> Answer {
+fn answer(resolved: &Resolved, image: &Image, now: Timestamp, test: &ResolvedTest) -> Answer {
     let end = |end: TestEnd| match end {
         TestEnd::Segment(id) => judge::End::workload([id]),
         TestEnd::Address(address) => judge::End::address(address),
     };
     let flow =
         Flow { from: end(test.from), to: end(test.to), protocol: test.protocol, port: test.port };
-    match judge(resolved, image, &flow) {
+    match judge(resolved, image, now, &flow) {
         Some(judgement) => Answer {
             verdict: judgement.verdict(),
             ends: judgement.ends().map(|end| explained(resolved, end)).collect(),

@@ -11,10 +11,11 @@ use ztseg_common::addr::Addr;
 use ztseg_common::key::{
     EntryKey, PORT_CHUNKS, PORT_SLOTS, PORTS_PER_CHUNK, PrefixKey, WorkloadKey,
 };
-use ztseg_common::value::{Entry, Peer, PortChunk, Rule, Subject, Workload};
+use ztseg_common::value::{Entry, Fallback, Peer, PortChunk, Rule, Subject, Workload};
 
 use super::sys::{self, MapSpec, MapType};
 use super::{Capacity, DatapathError};
+use crate::clocks::Clocks;
 use crate::image::Image;
 
 const NO_PREALLOC: u32 = 1;
@@ -24,14 +25,14 @@ const INNER_MAP: u32 = 1 << 12;
 const GRACE_SLOT: u32 = 2;
 
 /// The outer maps, by the names they have in the kernel object.
-pub const OUTER: [&str; 7] =
-    ["WORKLOADS", "SUBJECTS", "RULES", "PORTS", "ENTRIES", "HOSTS", "PREFIXES"];
+pub const OUTER: [&str; 8] =
+    ["WORKLOADS", "SUBJECTS", "RULES", "FALLBACKS", "PORTS", "ENTRIES", "HOSTS", "PREFIXES"];
 
 /// One filled set of inner maps.
 #[derive(Debug)]
 pub struct Generation {
     /// In the order of [`OUTER`].
-    inner: [Inner; 7],
+    inner: [Inner; 8],
     /// How many rules there are, index zero included.
     pub rule_count: usize,
 }
@@ -87,10 +88,11 @@ impl Generation {
 /// is loaded, which then adopts them.
 pub fn create_outer(maps: &Path) -> anyhow::Result<()> {
     type Create = fn(&str) -> anyhow::Result<OwnedFd>;
-    let first: [(&str, Create); 7] = [
+    let first: [(&str, Create); 8] = [
         ("WORKLOADS", |name| hash::<WorkloadKey, Workload>(name, 1, NO_PREALLOC)),
         ("SUBJECTS", |name| create::<u32, Subject>(name, MapType::Array, 1, INNER_MAP)),
         ("RULES", |name| create::<u32, Rule>(name, MapType::Array, 1, INNER_MAP)),
+        ("FALLBACKS", |name| create::<u32, Fallback>(name, MapType::Array, 1, INNER_MAP)),
         ("PORTS", |name| create::<u32, PortChunk>(name, MapType::Array, 1, INNER_MAP)),
         ("ENTRIES", |name| hash::<EntryKey, Entry>(name, 1, 0)),
         ("HOSTS", |name| hash::<Addr, Peer>(name, 1, 0)),
@@ -140,12 +142,17 @@ pub fn fill(
     image: &Image,
     workloads: &HashMap<WorkloadKey, Workload>,
     capacity: &Capacity,
+    clocks: &Clocks,
 ) -> anyhow::Result<Generation> {
     let workload_map = hash::<WorkloadKey, Workload>("WORKLOADS", capacity.workloads, NO_PREALLOC)?;
     fill_hash(&workload_map, "WORKLOADS", workloads.iter().map(|(k, v)| (*k, *v)))?;
 
     let subjects = array::<Subject>("SUBJECTS", &image.subjects)?;
-    let rules = array::<Rule>("RULES", &image.rules)?;
+    let end = |rule: &Rule| if rule.expires == 0 { 0 } else { clocks.boot_at(rule.expires) };
+    let on_boot_time = |rule: &Rule| Rule { expires: end(rule), ..*rule };
+    let rules = image.rules.iter().map(on_boot_time).collect::<Vec<_>>();
+    let rules = array::<Rule>("RULES", &rules)?;
+    let fallbacks = array::<Fallback>("FALLBACKS", &image.fallbacks)?;
     let ports = array::<PortChunk>("PORTS", &port_chunks(&image.ports))?;
 
     let entries = hash::<EntryKey, Entry>("ENTRIES", size(image.entries.len()), 0)?;
@@ -162,11 +169,11 @@ pub fn fill(
 
     // What never changes, nobody shall change: the workloads are the exception.
     for (name, map) in
-        OUTER[1..].iter().zip([&subjects, &rules, &ports, &entries, &hosts, &prefixes])
+        OUTER[1..].iter().zip([&subjects, &rules, &fallbacks, &ports, &entries, &hosts, &prefixes])
     {
         sys::map_freeze(map.as_fd()).with_context(|| format!("freezing the map {name}"))?;
     }
-    let inner = [workload_map, subjects, rules, ports, entries, hosts, prefixes];
+    let inner = [workload_map, subjects, rules, fallbacks, ports, entries, hosts, prefixes];
     // Each store waits for a grace period; side by side they wait for the same one.
     std::thread::scope(|scope| {
         let stores = OUTER
@@ -177,7 +184,7 @@ pub fn fill(
             store.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a store panicked")))
         })
     })?;
-    let mut ids = [0; 7];
+    let mut ids = [0; 8];
     for (id, map) in ids.iter_mut().zip(&inner) {
         *id = sys::map_info(map.as_fd()).context("asking for a map's id")?.id;
     }

@@ -48,6 +48,7 @@ use self::programs::RARE_PROGRAMS;
 pub use self::programs::{CGROUP_PROGRAMS, TC_PROGRAMS, has_tcx};
 use self::programs::{PINNED_MAPS, Pins, TcHook, kernel};
 
+use crate::clocks::Clocks;
 use crate::image::Image;
 
 /// Ceilings for the maps, in entries; configuration key `capacity`.
@@ -264,7 +265,9 @@ impl Datapath {
 
     /// Puts `image` in force as a new generation: fills the idle slot, switches, waits until no
     /// program reads the old one. On an error the old generation stays.
-    pub fn commit(&mut self, image: &Image) -> Result<Committed, DatapathError> {
+    ///
+    /// `clocks` says when its rules end on the kernel's clock.
+    pub fn commit(&mut self, image: &Image, clocks: &Clocks) -> Result<Committed, DatapathError> {
         generation::check_capacity(image, &self.options.capacity)?;
         let old = self.control.written().stamp;
         // Zero in a stamp means "no policy".
@@ -275,7 +278,7 @@ impl Datapath {
         self.control.add_levels(image.levels);
         let doing = |e| kernel(&format!("writing generation {number}"), e);
         let capacity = &self.options.capacity;
-        let new = generation::fill(&self.outer, slot(stamp), image, &workloads, capacity)
+        let new = generation::fill(&self.outer, slot(stamp), image, &workloads, capacity, clocks)
             .map_err(doing)?;
         self.control.set_stamp(stamp);
         self.workloads = workloads;

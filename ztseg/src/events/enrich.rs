@@ -1,6 +1,5 @@
 //! From a decoded record to what people read: names for numbers, and the time of day.
 
-use jiff::{SignedDuration, Timestamp};
 use ztseg_common::addr::proto;
 use ztseg_common::event::EventKind;
 use ztseg_common::verdict::{Direction, Reason};
@@ -8,24 +7,7 @@ use ztseg_common::verdict::{Direction, Reason};
 use super::decode::Record;
 use super::names::Names;
 use crate::api::types::{End, EventRecord, EventVerdict, Peer};
-
-/// Both clocks at one moment, to turn one into the other.
-#[derive(Clone, Copy, Debug)]
-pub struct Clocks {
-    /// The time of day.
-    pub wall: Timestamp,
-    /// `CLOCK_BOOTTIME`, in nanoseconds.
-    pub boot: u64,
-}
-
-impl Clocks {
-    /// The time of day at a boot time; the epoch where it is out of all bounds.
-    pub fn wall_at(&self, boot: u64) -> Timestamp {
-        let ago = i128::from(self.boot) - i128::from(boot);
-        let ago = i64::try_from(ago).map(SignedDuration::from_nanos);
-        ago.ok().and_then(|ago| self.wall.checked_sub(ago).ok()).unwrap_or(Timestamp::UNIX_EPOCH)
-    }
-}
+use crate::clocks::Clocks;
 
 /// Gives a record its names.
 pub fn enrich(record: &Record, names: &Names, clocks: &Clocks) -> EventRecord {
@@ -204,7 +186,7 @@ spec:
 
     #[test]
     fn times_out_of_all_bounds_do_no_harm() {
-        assert_eq!(clocks().wall_at(u64::MAX), Timestamp::UNIX_EPOCH);
+        assert_eq!(clocks().wall_at(u64::MAX), jiff::Timestamp::UNIX_EPOCH);
         assert_eq!(tcp_flags(0x12), "S.");
         assert_eq!(protocol_name(47), "47");
     }

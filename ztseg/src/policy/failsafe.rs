@@ -185,6 +185,8 @@ impl Failsafe {
                 action: Action::Allow,
                 mode: Mode::Enforce,
                 log: false,
+                reject: false,
+                expires: None,
                 from,
                 to,
                 ports: vec![PortRange { protocol: Some(protocol), first: port, last: port }],

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use fastrand::Rng;
 use ipnet::IpNet;
+use jiff::Timestamp;
 use ztseg_common::addr::proto;
 use ztseg_common::key::{WorkloadKey, workload_interface};
 use ztseg_common::verdict::Direction;
@@ -81,6 +82,15 @@ const ADDRESSES: [&str; 22] = [
 const PROTOCOLS: [u8; 7] =
     [proto::TCP, proto::TCP, proto::UDP, proto::SCTP, proto::ICMP, proto::ICMPV6, 47];
 const PORTS: [u16; 9] = [0, 1, 8, 80, 81, 128, 443, 8080, u16::MAX];
+
+/// The middle of the [`moment`]s: about 2026.
+const MOMENTS: i64 = 1_780_000_000;
+
+/// One of a few moments, at which rules end and questions are asked.
+pub fn moment(rng: &mut Rng) -> Timestamp {
+    let seconds = MOMENTS + 3600 * rng.i64(-3..4);
+    Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH)
+}
 
 /// The seed of a test: [`SEED_VARIABLE`] where that is set, else another one each time. Prints it,
 /// so that a failure can be repeated.
@@ -205,6 +215,8 @@ pub fn large(rng: &mut Rng, segments: u32, rules: usize, addresses: u32) -> Worl
             action: Action::Allow,
             mode: Mode::Enforce,
             log: false,
+            reject: false,
+            expires: None,
             from: side(rng),
             to: side(rng),
             ports: vec![PortRange { protocol: Some(proto::TCP), first: port, last: port }],
@@ -288,12 +300,15 @@ fn rule(rng: &mut Rng, segments: u32) -> Option<Rule> {
     };
     let (from, to) = (side(rng, segments), side(rng, segments));
     let is_subject = |side: &Side| side.any || !side.segments.is_empty();
+    let action = pick(rng, actions);
     (is_subject(&from) || is_subject(&to)).then(|| Rule {
         name: String::new(),
         tier,
-        action: pick(rng, actions),
+        action,
         mode: pick(rng, &[Mode::Enforce, Mode::Enforce, Mode::Audit]),
         log: rng.bool(),
+        reject: action == Action::Deny && rng.u8(0..4) == 0,
+        expires: (rng.u8(0..3) == 0).then(|| moment(rng)),
         from,
         to,
         ports: (0..rng.usize(1..3)).map(|_| ports(rng)).collect(),

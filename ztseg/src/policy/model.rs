@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 
 use super::diagnostic::Span;
 use super::resolved::{Mode, PortRange, Selector};
@@ -97,6 +98,10 @@ pub struct Rule {
     pub name: Option<Spanned<String>>,
     /// Report what it allows, too.
     pub log: bool,
+    /// Tell who is denied at once.
+    pub reject: bool,
+    /// When it ends.
+    pub expires: Option<Timestamp>,
     /// Who opens the flow.
     pub from: Side,
     /// Who is asked.

@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
+use jiff::Timestamp;
 use ztseg_common::verdict::Direction;
 
 use super::resolved::{Action, Isolation, Mode, Network, Resolved, Rule, SegmentId, Side, Tier};
@@ -38,9 +39,11 @@ pub struct OracleDecision {
     pub default_deny: bool,
     /// The rule that decided asks for a report.
     pub log: bool,
+    /// The rule that decided asks for an answer to what it denies.
+    pub reject: bool,
 }
 
-/// May `subject` have this flow with `peer`?
+/// May `subject` have this flow with `peer`, as long as no rule has ended?
 pub fn decide(
     resolved: &Resolved,
     subject: &SegmentSet,
@@ -48,6 +51,18 @@ pub fn decide(
     direction: Direction,
     protocol: u8,
     port: u16,
+) -> OracleDecision {
+    decide_at(Timestamp::MIN, resolved, subject, peer, direction, (protocol, port))
+}
+
+/// As [`decide`], with the rules that have not ended at `now`.
+pub fn decide_at(
+    now: Timestamp,
+    resolved: &Resolved,
+    subject: &SegmentSet,
+    peer: &PeerFacts,
+    direction: Direction,
+    (protocol, port): (u8, u16),
 ) -> OracleDecision {
     let isolation: Vec<Isolation> = subject
         .iter()
@@ -69,7 +84,8 @@ pub fn decide(
                 Direction::Egress => (&rule.from, &rule.to),
                 Direction::Ingress => (&rule.to, &rule.from),
             };
-            is_subject(mine, subject)
+            rule.expires.is_none_or(|end| now < end)
+                && is_subject(mine, subject)
                 && rule.built_in.is_none_or(|at| at == direction && concerned)
                 && is_peer(resolved, rule, theirs, peer, direction)
                 && rule.ports.iter().any(|p| p.contains(protocol, port))
@@ -84,7 +100,7 @@ pub fn decide(
     let effective = evaluate(&enforced, isolation.contains(&Isolation::Enforce));
     let shadow = evaluate(&matching, isolation.iter().any(|i| *i != Isolation::Open));
     if effective.allow && !shadow.allow {
-        OracleDecision { allow: true, audit: true, log: false, ..shadow }
+        OracleDecision { allow: true, audit: true, log: false, reject: false, ..shadow }
     } else {
         effective
     }
@@ -140,14 +156,22 @@ fn net_contains(net: IpNet, address: IpAddr) -> bool {
 
 /// Tier by tier; in each, the first rule.
 fn evaluate(rules: &[(usize, &Rule)], isolated: bool) -> OracleDecision {
-    let decision =
-        OracleDecision { allow: true, rule: None, audit: false, default_deny: false, log: false };
+    let decision = OracleDecision {
+        allow: true,
+        rule: None,
+        audit: false,
+        default_deny: false,
+        log: false,
+        reject: false,
+    };
     for tier in [Tier::Admin, Tier::Application, Tier::Baseline] {
         if let Some((index, rule)) = rules.iter().find(|(_, rule)| rule.tier == tier) {
             let decided = OracleDecision { rule: Some(*index), log: rule.log, ..decision };
             match rule.action {
                 Action::Allow => return decided,
-                Action::Deny => return OracleDecision { allow: false, ..decided },
+                Action::Deny => {
+                    return OracleDecision { allow: false, reject: rule.reject, ..decided };
+                }
                 Action::Pass => {}
             }
         }
@@ -175,6 +199,8 @@ mod tests {
             action,
             mode: Mode::Enforce,
             log: false,
+            reject: false,
+            expires: None,
             from,
             to,
             ports: vec![PortRange { protocol: Some(6), first: 80, last: 80 }],

@@ -185,6 +185,8 @@ impl<'a> Resolver<'a> {
             action,
             mode: policy.mode,
             log: rule.log,
+            reject: rule.reject,
+            expires: rule.expires,
             from,
             to,
             ports: rule.ports.clone(),

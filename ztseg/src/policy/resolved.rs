@@ -5,6 +5,7 @@
 //! order of evaluation: a rule's rank is its index plus one.
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 pub use ztseg_common::value::{Action, Isolation, Tier};
 use ztseg_common::verdict::Direction;
 
@@ -107,6 +108,10 @@ pub struct Rule {
     pub mode: Mode,
     /// Report what it allows, too.
     pub log: bool,
+    /// Tell who is denied at once, with a reset or an ICMP error. Of deny rules only.
+    pub reject: bool,
+    /// When it ends.
+    pub expires: Option<Timestamp>,
     /// Who opens the flow.
     pub from: Side,
     /// Who is asked.

@@ -9,6 +9,7 @@ use ztseg_common::key::WorkloadKey;
 use ztseg_common::value::Workload;
 
 use crate::agent::enforcer::Enforcer;
+use crate::clocks::Clocks;
 use crate::datapath::{
     Committed, DatapathError, Finding, InterfaceSide, MapStatus, Options, ProgramStatus,
 };
@@ -79,7 +80,7 @@ impl Fake {
 }
 
 impl Enforcer for Fake {
-    fn commit(&mut self, image: &Image) -> Result<Committed, DatapathError> {
+    fn commit(&mut self, image: &Image, _: &Clocks) -> Result<Committed, DatapathError> {
         self.call(Call::Commit { workloads: image.workloads.len() })?;
         let mut state = self.0.lock().unwrap();
         state.generation += 1;

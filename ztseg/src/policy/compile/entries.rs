@@ -4,10 +4,11 @@ use rustc_hash::FxHashMap;
 use ztseg_common::key::{
     EntryKey, IDENTITY_NOBODY, PORT_ANY, PeerKind, SHAPES, SUBJECT_ANY, SUBJECT_UNMANAGED,
 };
-use ztseg_common::value::{Action, Entry, Isolation, Subject};
+use ztseg_common::value::{Action, Entry, Fallback, Isolation, Subject};
 use ztseg_common::verdict::Direction;
 
 use super::addresses::Addresses;
+use super::expiry::Fallbacks;
 use super::ports::Ports;
 use super::segments::{Identities, Subjects};
 use super::sides::{RuleSides, SideRef, Sides};
@@ -24,6 +25,14 @@ pub(super) struct Classes<'a> {
     pub(super) identities: &'a Identities,
     pub(super) addresses: &'a Addresses,
     pub(super) ports: &'a Ports,
+}
+
+/// What comes of them.
+pub(super) struct Entries {
+    pub(super) entries: FxHashMap<EntryKey, Entry>,
+    /// The subjects with their shape masks.
+    pub(super) rows: Vec<Subject>,
+    pub(super) fallbacks: Vec<Fallback>,
 }
 
 /// One end of a rule, in classes.
@@ -47,12 +56,8 @@ impl End<'_> {
 }
 
 impl Classes<'_> {
-    /// The entries of all rules, and the shape masks of all subjects.
-    pub(super) fn entries(
-        &self,
-        resolved: &Resolved,
-        limit: u32,
-    ) -> Result<(FxHashMap<EntryKey, Entry>, Vec<Subject>), CompileError> {
+    /// The entries of all rules.
+    pub(super) fn entries(&self, resolved: &Resolved, limit: u32) -> Result<Entries, CompileError> {
         let subjects_of = self.subjects_of();
         let built_in = self.built_in_subjects(resolved, &subjects_of);
         let ends = |rule: &Rule, sides| self.ends(rule, sides, &subjects_of, &built_in);
@@ -80,18 +85,20 @@ impl Classes<'_> {
         let mut entries = FxHashMap::default();
         entries.reserve(usize::try_from(total.min(limit.into())).unwrap_or(0));
         let mut shapes = vec![[0u16; 2]; self.subjects.rows.len()];
+        let mut fallbacks = Fallbacks::new(resolved);
         let mut steps = 0u64;
         for (index, (rule, sides)) in resolved.rules.iter().zip(&self.sides.rules).enumerate() {
             for end in ends(rule, sides) {
                 steps = steps.saturating_add(end.steps());
                 super::check_overlaps("entries", steps, MAX_STEPS)?;
-                write(&end, rule, number(index) + 1, &mut entries, &mut shapes);
+                let rank = number(index) + 1;
+                write(&end, (rank, rule), &mut entries, &mut fallbacks, &mut shapes)?;
             }
             if entries.len() > limit as usize {
                 return Err(too_many(largest));
             }
         }
-        Ok((entries, self.rows(&shapes)))
+        Ok(Entries { entries, rows: self.rows(&shapes), fallbacks: fallbacks.all })
     }
 
     /// By index into [`Sides::segments`]: the subject classes that hold one of the segments.
@@ -198,11 +205,11 @@ impl Classes<'_> {
 
 fn write(
     end: &End<'_>,
-    rule: &Rule,
-    rank: u32,
+    (rank, rule): (u32, &Rule),
     entries: &mut FxHashMap<EntryKey, Entry>,
+    fallbacks: &mut Fallbacks<'_>,
     shapes: &mut [[u16; 2]],
-) {
+) -> Result<(), CompileError> {
     let takes_effect = rule.mode == Mode::Enforce || rule.action != Action::Deny;
     let peers = [
         (PeerKind::Identity, end.identities),
@@ -226,15 +233,13 @@ fn write(
                     };
                     *shapes |= key.shape();
                     let ranks = &mut entries.entry(key).or_default().tiers[rule.tier as usize];
-                    // Rules come in the order of evaluation: the first rank is the best.
-                    if ranks.shadow == 0 {
-                        ranks.shadow = rank;
-                    }
-                    if takes_effect && ranks.effective == 0 {
-                        ranks.effective = rank;
+                    fallbacks.append(&mut ranks.shadow, rank, rule)?;
+                    if takes_effect {
+                        fallbacks.append(&mut ranks.effective, rank, rule)?;
                     }
                 }
             }
         }
     }
+    Ok(())
 }

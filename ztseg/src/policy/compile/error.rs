@@ -54,6 +54,15 @@ pub enum CompileError {
         /// How many there may be.
         limit: u64,
     },
+    /// Too many rules that hold for the same flows end one after the other.
+    Expiries {
+        /// The first of them.
+        first: String,
+        /// The one that is too many.
+        last: String,
+        /// How many there may be.
+        limit: usize,
+    },
     /// A number that stands for no segment of this policy.
     UnknownSegment {
         /// Who names it: a rule or a workload.
@@ -99,6 +108,12 @@ impl fmt::Display for CompileError {
                 f,
                 "the rules' {what} overlap in at least {overlaps} places, and one policy may have \
                  {limit}; merge rules that name the same {what}"
+            ),
+            Self::Expiries { first, last, limit } => write!(
+                f,
+                "more than {limit} rules that hold for the same flows end one after the other, \
+                 from \"{first}\" to \"{last}\"; give some of them the same `expires`, or remove \
+                 those that others cover"
             ),
             Self::UnknownSegment { by, segment } => write!(
                 f,

@@ -13,6 +13,7 @@
 mod addresses;
 mod entries;
 mod error;
+mod expiry;
 mod ports;
 mod segments;
 mod sets;
@@ -24,7 +25,7 @@ mod tests;
 use std::ops::BitOr;
 
 use ztseg_common::key::MAX_CGROUP_LEVEL;
-use ztseg_common::value::{RULE_LOG, Rule, Workload};
+use ztseg_common::value::{RULE_LOG, RULE_REJECT, Rule, Workload};
 
 use self::addresses::Addresses;
 pub use self::error::{CompileError, Largest, Needed};
@@ -33,7 +34,7 @@ use self::segments::{Identities, Subjects};
 use self::sides::Sides;
 use super::resolved::Resolved;
 use crate::datapath::Capacity;
-use crate::image::Image;
+use crate::image::{Image, nanoseconds};
 use crate::inventory::Membership;
 
 /// Pairs of (class, side of a rule that holds it) that one policy may have of each kind: 128 MiB.
@@ -55,7 +56,7 @@ pub fn compile(
     let addresses = Addresses::new(resolved, &sides, &mut identities)?;
     let peers = addresses.hosts.len() + addresses.prefixes.len();
     fits("peer addresses and prefixes", peers, capacity.peers, "peers")?;
-    let (entries, rows) = entries::Classes {
+    let entries::Entries { entries, rows, fallbacks } = entries::Classes {
         sides: &sides,
         subjects: &subjects,
         identities: &identities,
@@ -75,6 +76,7 @@ pub fn compile(
         levels: memberships.iter().filter_map(|m| m.level).map(level_bit).fold(0, BitOr::bitor),
         subjects: rows,
         rules: rules(resolved),
+        fallbacks,
         ports: ports.classes,
         entries,
         hosts: addresses.hosts,
@@ -91,7 +93,8 @@ fn level_bit(level: u32) -> u32 {
 fn rules(resolved: &Resolved) -> Vec<Rule> {
     let row = |rule: &super::resolved::Rule| Rule {
         action: rule.action as u8,
-        flags: if rule.log { RULE_LOG } else { 0 },
+        flags: if rule.log { RULE_LOG } else { 0 } | if rule.reject { RULE_REJECT } else { 0 },
+        expires: rule.expires.map_or(0, nanoseconds),
         ..Rule::default()
     };
     std::iter::once(Rule::default()).chain(resolved.rules.iter().map(row)).collect()

@@ -1,16 +1,17 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use jiff::Timestamp;
 use ztseg_common::addr::Addr;
-use ztseg_common::eval::{Decision, Query, decide};
+use ztseg_common::eval::{Decision, Keep, Query, decide};
 use ztseg_common::key::{
     ADDRESS_UNKNOWN, IDENTITY_NOBODY, IDENTITY_UNKNOWN, SHAPES, SUBJECT_ANY, port_slot,
 };
-use ztseg_common::value::Peer;
+use ztseg_common::value::{MAX_FALLBACKS, Peer};
 use ztseg_common::verdict::{Reason, Verdict};
 
 use super::*;
-use crate::policy::generate::{Question, World, large, question, seed, seeded, world};
+use crate::policy::generate::{Question, World, large, moment, question, seed, seeded, world};
 use crate::policy::oracle;
 use crate::policy::resolved::{Network, PortRange, SegmentId, Side};
 
@@ -18,7 +19,7 @@ const LARGE: Capacity =
     Capacity { flows: 1, verdicts: 1 << 20, peers: 1 << 18, workloads: 1 << 15 };
 
 /// The evaluator's answer over an image, with the peer's classes as the kernel programs find them.
-fn evaluate(image: &Image, world: &World, q: &Question) -> Decision {
+fn evaluate(image: &Image, world: &World, q: &Question, now: Timestamp) -> Decision {
     let workload = |i: usize| image.workloads[&world.workloads[i].key];
     let by_address = image.peer(&Addr::from(q.address));
     let identity = match q.peer {
@@ -27,7 +28,7 @@ fn evaluate(image: &Image, world: &World, q: &Question) -> Decision {
         None => by_address.identity,
     };
     decide(
-        image,
+        &image.at(now),
         &Query {
             subject: workload(q.subject).subject,
             peer: Peer { identity, ..by_address },
@@ -38,27 +39,53 @@ fn evaluate(image: &Image, world: &World, q: &Question) -> Decision {
 }
 
 /// How the evaluator differs from the oracle, if it does.
-fn difference(image: &Image, world: &World, q: &Question) -> Option<String> {
-    let found = evaluate(image, world, q);
+fn difference(image: &Image, world: &World, q: &Question, now: Timestamp) -> Option<String> {
+    let found = evaluate(image, world, q, now);
     let subject = &world.workloads[q.subject].segments;
     let peer = q.peer_facts(world);
-    let expected = oracle::decide(&world.resolved, subject, &peer, q.direction, q.protocol, q.port);
+    let service = (q.protocol, q.port);
+    let expected = oracle::decide_at(now, &world.resolved, subject, &peer, q.direction, service);
     let same = (found.verdict == Verdict::Allow) == expected.allow
         && found.rule as usize == expected.rule.map_or(0, |index| index + 1)
         && found.audit == expected.audit
         && (found.reason == Reason::Isolation) == expected.default_deny
         && (found.reason == Reason::Rule) == expected.rule.is_some()
         && found.log == expected.log
-        && found.volatile == q.nobody;
-    (!same).then(|| format!("oracle {expected:?}\nevaluator {found:?}\nquestion {q:?}"))
+        && found.reject == expected.reject
+        && may_be_kept(world, q, now, &found);
+    (!same).then(|| format!("at {now}: oracle {expected:?}\nevaluator {found:?}\nquestion {q:?}"))
+}
+
+/// Whether a verdict that is kept holds for as long as the evaluator says.
+fn may_be_kept(world: &World, q: &Question, now: Timestamp, found: &Decision) -> bool {
+    let ends = world.resolved.rules.iter().filter_map(|rule| rule.expires);
+    let own = (found.rule as usize)
+        .checked_sub(1)
+        .and_then(|index| world.resolved.rules.get(index)?.expires);
+    // What the oracle says until the verdict ends, it says at the end of each rule before.
+    let last = match found.keep {
+        Keep::Never => return true,
+        _ if q.nobody => return false,
+        Keep::UntilChanged => Timestamp::MAX,
+        Keep::UntilExpired => match own {
+            Some(end) => end,
+            None => return false,
+        },
+    };
+    let ask = |at| {
+        let subject = &world.workloads[q.subject].segments;
+        let (peer, service) = (q.peer_facts(world), (q.protocol, q.port));
+        oracle::decide_at(at, &world.resolved, subject, &peer, q.direction, service)
+    };
+    ends.filter(|end| *end > now && *end < last).all(|end| ask(end) == ask(now))
 }
 
 /// Leaves out rules as long as the answers still differ, so that a failure can be read.
-fn shrink(mut world: World, q: &Question) -> String {
+fn shrink(mut world: World, q: &Question, now: Timestamp) -> String {
     let differs = |world: &World| {
         compile(&world.resolved, &world.workloads, &LARGE)
             .ok()
-            .and_then(|image| difference(&image, world, q))
+            .and_then(|image| difference(&image, world, q, now))
     };
     let mut index = 0;
     while index < world.resolved.rules.len() {
@@ -76,21 +103,52 @@ fn the_evaluator_over_an_image_says_what_the_oracle_says() {
     const POLICIES: u64 = 500;
     const QUESTIONS: usize = 60;
     let seed = seed();
-    let mut decisions = [0u32; 4];
+    let (mut decisions, mut kept) = ([0u32; 4], [0u32; 3]);
     for case in 0..POLICIES {
         let mut rng = seeded(seed, case);
         let world = world(&mut rng);
         let image = compile(&world.resolved, &world.workloads, &LARGE).unwrap();
         for _ in 0..QUESTIONS {
             let q = question(&mut rng, &world);
-            let same = difference(&image, &world, &q).is_none();
-            assert!(same, "seed {seed} case {case}\n{}", shrink(world, &q));
-            let d = evaluate(&image, &world, &q);
+            let now = moment(&mut rng);
+            let same = difference(&image, &world, &q, now).is_none();
+            assert!(same, "seed {seed} case {case}\n{}", shrink(world, &q, now));
+            let d = evaluate(&image, &world, &q, now);
+            kept[d.keep as usize] += 1;
             decisions[usize::from(d.rule == 0) << 1 | usize::from(d.verdict == Verdict::Deny)] += 1;
         }
     }
     // The questions must not all end alike: allowed and denied, by rules and by default.
     assert!(decisions.iter().all(|n| *n > 1000), "{decisions:?}");
+    assert!(kept.iter().all(|n| *n > 100), "{kept:?}");
+}
+
+/// Allows the same flows, each a second longer than the one before.
+fn one_after_the_other(count: i64) -> Resolved {
+    let sides: Vec<_> = (0..count).map(|_| (segments(&[0]), segments(&[1]))).collect();
+    let mut resolved = policy(&sides);
+    for (n, rule) in (1..).zip(&mut resolved.rules) {
+        rule.expires = Some(Timestamp::from_second(n).unwrap());
+    }
+    resolved
+}
+
+#[test]
+fn rules_that_end_one_after_the_other_have_a_limit() {
+    let limit = i64::try_from(MAX_FALLBACKS).unwrap();
+    let most = compile(&one_after_the_other(limit), &[], &LARGE).unwrap();
+    // At both ends, each chain twice: as it is, and as if everything enforced.
+    assert!(most.fallbacks.len() > 2 * 2 * MAX_FALLBACKS, "{}", most.fallbacks.len());
+    let error = compile(&one_after_the_other(limit + 1), &[], &LARGE).unwrap_err().to_string();
+    assert!(error.contains("large/rule-0") && error.contains("large/rule-8"), "{error}");
+    // One that does not end closes the chain, and those that end no later add nothing to it.
+    let mut closed = one_after_the_other(limit + 1);
+    closed.rules.last_mut().unwrap().expires = None;
+    assert!(compile(&closed, &[], &LARGE).is_ok());
+    let mut same = one_after_the_other(limit + 9);
+    same.rules.iter_mut().for_each(|rule| rule.expires = Some(Timestamp::MAX));
+    let once = compile(&same, &[], &LARGE).unwrap().fallbacks.len();
+    assert_eq!(most.fallbacks.len() - 1, MAX_FALLBACKS * (once - 1));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Rules.
 
+use jiff::Timestamp;
+
 use super::reader::{Context, Fields, Shape};
 use super::{network, port};
 use crate::policy::diagnostic::{Span, quote};
@@ -8,14 +10,7 @@ use crate::policy::names;
 use crate::policy::resolved::PortRange;
 use crate::policy::yaml::{Node, Value};
 
-const LATER: &[(&str, &str)] = &[
-    ("expires", "leave it out, and remove the rule when its time is over"),
-    (
-        "reject",
-        "leave it out; connections of this host's workloads get an error at once all the same",
-    ),
-];
-const FIELDS: &[&str] = &["name", "from", "to", "ports", "log"];
+const FIELDS: &[&str] = &["name", "from", "to", "ports", "log", "reject", "expires"];
 const EXAMPLE: &str = "`{ from: web, to: db, ports: [tcp/5432] }`";
 
 /// Reads a rule of the list `field`, which is `allow` or `deny`.
@@ -24,18 +19,28 @@ pub(super) fn rule(cx: &mut Context<'_>, node: &Node, field: &str) -> Rule {
     let mut rule = Rule {
         name: None,
         log: false,
+        reject: false,
+        expires: None,
         from: Side::default(),
         to: Side::default(),
         ports: vec![],
         span: node.span,
     };
-    let shape = Shape { what, fields: FIELDS, later: LATER };
+    let shape = Shape { what, fields: FIELDS, later: &[] };
     let Some(fields) = Fields::read(cx, node, &shape, EXAMPLE) else { return rule };
     rule.name = fields
         .get("name")
         .and_then(|n| cx.text(n, "`name`", "a name such as `web-to-db`"))
         .map(|name| cx.name(name.value, name.span, "a rule's name"));
     rule.log = fields.get("log").and_then(|n| cx.boolean(n, "`log`")).unwrap_or(false);
+    if let Some(node) = fields.get("reject") {
+        rule.reject = cx.boolean(node, "`reject`").unwrap_or(false);
+        if rule.reject && field != "deny" {
+            let message = "`reject` says how a deny rule denies; this is an allow rule";
+            cx.error(node.span, message, "leave it out, or move the rule to `deny`");
+        }
+    }
+    rule.expires = fields.get("expires").and_then(|node| time(cx, node));
     if let Some(node) = fields.need(cx, "from", "`from:` with who opens the flow, or `from: any`") {
         rule.from = side(cx, node, "from");
     }
@@ -47,6 +52,24 @@ pub(super) fn rule(cx: &mut Context<'_>, node: &Node, field: &str) -> Rule {
         None => vec![PortRange::ANY],
     };
     rule
+}
+
+/// A moment as RFC 3339 writes it.
+fn time(cx: &mut Context<'_>, node: &Node) -> Option<Timestamp> {
+    const EXAMPLE: &str = "a time with its zone, such as `2030-12-31T18:00:00Z`";
+    let text = cx.text(node, "`expires`", EXAMPLE)?;
+    match text.value.parse::<Timestamp>() {
+        Ok(time) if time > Timestamp::UNIX_EPOCH => return Some(time),
+        Ok(_) => {
+            let message = format!("`expires` {} is before 1970", quote(text.value));
+            cx.error(text.span, message, &format!("write {EXAMPLE}"));
+        }
+        Err(_) => {
+            let message = format!("`expires` {} is not a time", quote(text.value));
+            cx.error(text.span, message, &format!("write {EXAMPLE}"));
+        }
+    }
+    None
 }
 
 fn side(cx: &mut Context<'_>, node: &Node, field: &str) -> Side {
