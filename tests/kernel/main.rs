@@ -12,6 +12,7 @@ mod boot;
 mod commit;
 mod differential;
 mod environment;
+mod expiry;
 mod failsafe;
 mod flows;
 mod fragments;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         differential::TESTS,
         sequences::TESTS,
         fragments::TESTS,
+        expiry::TESTS,
         worlds::TESTS,
         commit::TESTS,
         agents::TESTS,

@@ -57,6 +57,11 @@ pub(crate) struct Line {
 impl Line {
     /// Puts rules in force.
     pub(crate) fn policy(&mut self, rules: &str) -> Result<()> {
+        self.policy_at(rules, &Clocks::now())
+    }
+
+    /// As [`Self::policy`], with the clocks that say when rules end.
+    pub(crate) fn policy_at(&mut self, rules: &str, clocks: &Clocks) -> Result<()> {
         let text = format!(
             "apiVersion: ztseg.io/v1\nkind: SegmentPolicy\nmetadata: {{ name: line }}\nspec:\n  \
              segments: {{ app: {{ match: [ {{ interface: zt-dummy0 }} ] }} }}{rules}\n"
@@ -73,7 +78,7 @@ impl Line {
         inventory.set_policy(&loaded.resolved);
         let members: Vec<_> = inventory.memberships().cloned().collect();
         let image = compile(&loaded.resolved, &members, &Capacity::default())?;
-        self.datapath()?.commit(&image, &Clocks::now())?;
+        self.datapath()?.commit(&image, clocks)?;
         Ok(())
     }
 
@@ -107,7 +112,8 @@ impl Line {
         self.passes(from_app, &frame(self.v6, from_app, 17, &header))
     }
 
-    fn expect(&self, steps: &[(Sender, u8, bool)]) -> Result<()> {
+    /// Whether each packet of a connection passes, or does not, as it should.
+    pub(crate) fn expect(&self, steps: &[(Sender, u8, bool)]) -> Result<()> {
         for (number, (sender, flags, passes)) in steps.iter().enumerate() {
             let found = self.tcp(*sender == App, *flags, SEQUENCE)?;
             ensure!(
@@ -120,16 +126,18 @@ impl Line {
     }
 }
 
+/// Who sends a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sender {
+pub(crate) enum Sender {
     App,
     Peer,
 }
-use Sender::{App, Peer};
+pub(crate) use Sender::{App, Peer};
 
 const SEQUENCE: u32 = 0x7000_0000;
 const SYN_ACK: u8 = SYN | ACK;
-const HANDSHAKE: [(Sender, u8, bool); 4] =
+/// Opens a connection.
+pub(crate) const HANDSHAKE: [(Sender, u8, bool); 4] =
     [(App, SYN, true), (Peer, SYN_ACK, true), (App, ACK, true), (Peer, ACK, true)];
 
 pub(crate) fn ports(from_app: bool, app_port: u16) -> Vec<u8> {

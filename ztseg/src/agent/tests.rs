@@ -6,6 +6,7 @@ mod server;
 use std::path::Path;
 use std::sync::Arc;
 
+use jiff::SignedDuration;
 use ztseg_common::event::Event;
 use ztseg_common::key::workload_interface;
 
@@ -15,6 +16,7 @@ use super::core::{Core, Found, Options};
 use super::prepare::prepare;
 use super::sources::PolicyFiles;
 use crate::api::types::{EventLine, Origin};
+use crate::clocks::Clocks;
 use crate::datapath::{Capacity, Finding, InterfaceSide, Tampering};
 use crate::discover::Discovered;
 use crate::discover::cgroups::{CgroupEvent, WatchMode};
@@ -85,6 +87,28 @@ fn core_with(capacity: Capacity, cgroups: &[CgroupFacts]) -> (Core<Fake>, Fake) 
 
 fn core() -> (Core<Fake>, Fake) {
     core_with(Capacity::default(), &[cgroup(1, "/"), cgroup(2, "/shop"), cgroup(3, "/shop/web")])
+}
+
+/// Commits again, so that the kernel's clock is told anew, and only where a rule ends.
+#[test]
+fn a_clock_that_is_set_is_followed() {
+    let (mut core, fake) = core_with(Capacity::default(), &[cgroup(1, "/")]);
+    let now = Clocks::now();
+    let set = |hours| Clocks { wall: now.wall + SignedDuration::from_hours(hours), ..now };
+    fake.take();
+    core.follow_clocks(&set(1));
+    assert_eq!(fake.take(), [], "no rule ends");
+    let expiring = POLICY.replace("to: web,", "to: web, expires: 2999-01-01T00:00:00Z,");
+    core.apply(&files(&expiring), Origin::Sent).expect("valid");
+    fake.take();
+    core.follow_clocks(&Clocks::now());
+    assert_eq!(fake.take(), [], "nobody has set it");
+    for hours in [1, -5] {
+        core.follow_clocks(&set(hours));
+        assert_eq!(fake.take(), [Call::Commit { workloads: 1 }]);
+        core.follow_clocks(&set(hours));
+        assert_eq!(fake.take(), [], "it was followed already");
+    }
 }
 
 #[test]
