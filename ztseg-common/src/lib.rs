@@ -27,6 +27,7 @@ pub mod event;
 pub mod fragments;
 pub mod key;
 pub mod packet;
+pub mod reject;
 pub mod state;
 pub mod value;
 pub mod verdict;

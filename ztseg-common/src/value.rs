@@ -223,8 +223,10 @@ pub struct Control {
     pub hz: u32,
     /// Events that one workload may send a second on one CPU; the rest is counted.
     pub event_budget: u32,
+    /// What marks an answer to a denied packet on its way back; random, never zero.
+    pub answer_mark: u32,
     /// Zero.
-    pub zero: [u64; 3],
+    pub zero: [u32; 5],
 }
 
 /// The generation in a [`Control::stamp`].

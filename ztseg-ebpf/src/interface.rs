@@ -9,12 +9,13 @@ use ztseg_common::verdict::{Hook, Reason, Verdict};
 
 use crate::claim;
 use crate::flow::Flow;
+use crate::judge::Outcome;
 use crate::maps::{self, SOCKETS};
 use crate::peer::Held;
 use crate::plain::{self, Answer, Sight};
 use crate::policy::Policy;
 use crate::skb::{Skb, Sock};
-use crate::{fragments, skb, table};
+use crate::{fragments, reject, skb, table};
 
 /// Length of an Ethernet header without tags.
 pub const ETHERNET: u32 = 14;
@@ -22,56 +23,95 @@ pub const ETHERNET: u32 = 14;
 pub const RAW_IP: u32 = 0;
 const VLAN_TAG: u32 = 4;
 
+/// What becomes of a packet.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Fate {
+    /// It goes on.
+    Passes,
+    /// It ends here.
+    Dropped,
+    /// It is answered: back out by the interface.
+    AnsweredOut,
+    /// It is answered: back into this host.
+    AnsweredIn,
+}
+
+impl Fate {
+    #[inline(always)]
+    fn of(verdict: Verdict) -> Self {
+        if verdict == Verdict::Allow { Self::Passes } else { Self::Dropped }
+    }
+}
+
 /// Judges a packet that an interface workload sends (`TcFromWorkload`) or is sent. `LINK_HEADER` is
 /// the length of what stands before the network header, tags not counted.
 #[inline(always)]
-pub fn packet<const LINK_HEADER: u32>(skb: &Skb, hook: Hook) -> Verdict {
-    let Some(control) = maps::control() else { return Verdict::Deny };
+pub fn packet<const LINK_HEADER: u32>(skb: &Skb, hook: Hook) -> Fate {
+    let Some(control) = maps::control() else { return Fate::Dropped };
     let stamp = maps::stamp(control);
     let workload = workload_interface(skb.ifindex());
     let outbound = matches!(hook, Hook::TcFromWorkload);
     let sight = Sight { control, stamp, workload, netns: 0, outbound };
     match plain::answer(skb, LINK_HEADER, sight) {
-        Answer::Allow => Verdict::Allow,
-        Answer::Deny => Verdict::Deny,
-        answer => long_way::<LINK_HEADER>(skb, hook, stamp, answer),
+        Answer::Allow => Fate::Passes,
+        Answer::Deny => Fate::Dropped,
+        answer => match long_way::<LINK_HEADER>(skb, hook, stamp, answer) {
+            // Behind the long way, whose stack it would not fit under.
+            fate @ (Fate::AnsweredOut | Fate::AnsweredIn) => {
+                let into_host = u32::from(fate == Fate::AnsweredIn);
+                let answered = reject::ztseg_reject(skb.raw, LINK_HEADER, into_host) != 0;
+                if answered { fate } else { Fate::Dropped }
+            }
+            fate => fate,
+        },
     }
 }
 
 #[inline(never)]
-fn long_way<const LINK_HEADER: u32>(skb: &Skb, hook: Hook, stamp: u64, answer: Answer) -> Verdict {
+fn long_way<const LINK_HEADER: u32>(skb: &Skb, hook: Hook, stamp: u64, answer: Answer) -> Fate {
+    let Some(control) = maps::control() else { return Fate::Dropped };
     let mut flow = Flow::new(stamp, hook);
     flow.workload = workload_interface(skb.ifindex());
     // No longer a workload: about to be detached.
-    let Some(workload) = Policy::of(stamp).workload(flow.workload) else { return Verdict::Allow };
+    let Some(workload) = Policy::of(stamp).workload(flow.workload) else { return Fate::Passes };
     flow.subject = workload.subject;
     let failure = match ethertype_of(skb) {
         ethertype::IPV4 | ethertype::IPV6 => parse_untagged::<LINK_HEADER>(skb, &mut flow.packet),
-        ethertype::ARP => return Verdict::Allow,
+        ethertype::ARP => return Fate::Passes,
         ethertype::VLAN | ethertype::QINQ => parse_tagged(skb, LINK_HEADER, &mut flow.packet),
         _ => Reason::UnknownEthertype as u8,
     };
     if let Some(reason) = Reason::from_u8(failure) {
-        return table::unreadable(skb, &mut flow, reason);
+        return Fate::of(table::unreadable(skb, &mut flow, reason));
+    }
+    if reject::is_answer(skb, control, &flow.packet) {
+        return Fate::Passes;
     }
     // A later fragment is known to the table by its first one's ports.
     let later = flow.packet.is_later_fragment();
     let lost = if later { fragments::follow(&mut flow) } else { 0 };
-    let verdict = if workload.flags & WORKLOAD_HOST_SIDE != 0
-        && ztseg_at_socket(skb.raw, &raw const flow) != 0
-    {
-        Verdict::Allow
+    let host_side = workload.flags & WORKLOAD_HOST_SIDE != 0;
+    let outcome = if host_side && ztseg_at_socket(skb.raw, &raw const flow) != 0 {
+        Outcome::once(Verdict::Allow)
     } else if let Some(reason) = Reason::from_u8(lost) {
-        table::unreadable(skb, &mut flow, reason)
+        Outcome::once(table::unreadable(skb, &mut flow, reason))
     } else if claim::is_refused_source(skb, &flow) {
-        Verdict::Deny
+        Outcome::once(Verdict::Deny)
     } else {
-        table::packet::<true>(skb.raw, &mut flow, later || answer != Answer::NotThere).verdict()
+        table::packet::<true>(skb.raw, &mut flow, later || answer != Answer::NotThere)
     };
-    if verdict == Verdict::Allow {
+    if outcome.verdict() == Verdict::Allow {
         fragments::remember(&flow);
+        return Fate::Passes;
     }
-    verdict
+    // What a workload on the far side sends comes in here, what this host sends goes out.
+    match (outcome.is_rejected(), flow.is_outbound() == host_side) {
+        (false, _) => Fate::Dropped,
+        (true, false) => Fate::AnsweredOut,
+        (true, true) => Fate::AnsweredIn,
+    }
 }
 
 /// The Ethernet type, host order; of the outermost tag that is still in the packet.

@@ -6,6 +6,7 @@
 //! * [`judge`] decides for a flow that has no valid verdict yet
 //! * [`claim`] holds what packets say of themselves against what the kernel knows
 //! * [`syscall`] gives early answers at `connect` and `sendmsg`
+//! * [`reject`] answers at TC where a rule asks for it
 //! * [`interface`] is TC; [`plain`] is the short way for packets of known flows
 //! * [`skb`], [`maps`], [`workload`], [`peer`] and [`emit`] are what they stand on
 #![allow(missing_docs, reason = "the program macros make public functions without documentation")]
@@ -43,6 +44,7 @@ mod maps;
 mod peer;
 mod plain;
 mod policy;
+mod reject;
 mod skb;
 mod socket;
 mod syscall;
@@ -53,7 +55,7 @@ use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext, TcContext};
 use ztseg_common::verdict::{Hook, Verdict};
 
-use crate::interface::{ETHERNET, RAW_IP};
+use crate::interface::{ETHERNET, Fate, RAW_IP};
 use crate::skb::Skb;
 
 const CGROUP_DENY: i32 = 0;
@@ -62,6 +64,8 @@ const CGROUP_ALLOW: i32 = 1;
 const TC_NEXT: i32 = -1;
 /// `TC_ACT_SHOT`
 const TC_DROP: i32 = 2;
+/// `TC_ACT_REDIRECT`
+const TC_REDIRECT: i32 = 7;
 
 #[inline(always)]
 fn cgroup(verdict: Verdict) -> i32 {
@@ -72,10 +76,11 @@ fn cgroup(verdict: Verdict) -> i32 {
 }
 
 #[inline(always)]
-fn tc(verdict: Verdict) -> i32 {
-    match verdict {
-        Verdict::Allow => TC_NEXT,
-        Verdict::Deny => TC_DROP,
+fn tc(fate: Fate) -> i32 {
+    match fate {
+        Fate::Passes => TC_NEXT,
+        Fate::Dropped => TC_DROP,
+        Fate::AnsweredOut | Fate::AnsweredIn => TC_REDIRECT,
     }
 }
 

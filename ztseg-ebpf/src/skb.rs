@@ -55,8 +55,28 @@ impl Skb {
         /// Ethernet type, network order in the low half.
         protocol
     );
+    field!(
+        /// What marks it for who comes later on this host.
+        mark
+    );
     field!(data);
     field!(data_end);
+
+    #[inline(always)]
+    pub fn set_mark(&self, mark: u32) {
+        // SAFETY: the context is valid while the program runs, and the field may be written at TC.
+        unsafe { core::ptr::write_volatile(&raw mut (*self.raw).mark, mark) };
+    }
+
+    /// Copies bytes of the packet from `offset` on; false where they are not all there.
+    #[inline(always)]
+    pub fn copy(&self, offset: u32, to: &mut [u8]) -> bool {
+        // SAFETY: the helper fills the buffer, or fails.
+        unsafe {
+            let length = to.len() as u32;
+            bpf_skb_load_bytes(self.raw.cast(), offset, to.as_mut_ptr().cast(), length) == 0
+        }
+    }
 
     /// The socket that the packet leaves from or arrives at. It may be less than a full one: of its
     /// fields, type and protocol are out of reach, and it may have no storage.

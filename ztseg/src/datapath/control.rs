@@ -56,6 +56,11 @@ impl ControlWord {
 
     /// What does not change while an agent runs.
     pub fn set_host(&mut self, hz: u32, event_budget: u32, netns: u64) {
+        // Answers of an earlier agent's time may be on their way.
+        if self.written.answer_mark == 0 {
+            self.written.answer_mark = fastrand::u32(1..);
+            self.page.answer_mark().store(self.written.answer_mark, Ordering::Relaxed);
+        }
         (self.written.hz, self.written.event_budget) = (hz, event_budget);
         self.written.netns = netns;
         self.page.hz().store(hz, Ordering::Relaxed);
@@ -66,8 +71,17 @@ impl ControlWord {
     /// Puts right what somebody else has changed; gives the names of those fields.
     pub fn restore(&self) -> Vec<&'static str> {
         let (is, page) = (self.page.read(), &self.page);
-        let Control { stamp, levels, flags, netns, adopt_until, hz, event_budget, .. } =
-            self.written;
+        let Control {
+            stamp,
+            levels,
+            flags,
+            netns,
+            adopt_until,
+            hz,
+            event_budget,
+            answer_mark,
+            zero: _,
+        } = self.written;
         let mut altered = Vec::new();
         let words = [
             ("netns", is.netns, netns, page.netns()),
@@ -80,6 +94,7 @@ impl ControlWord {
             ("flags", is.flags, flags, page.flags()),
             ("hz", is.hz, hz, page.hz()),
             ("event_budget", is.event_budget, event_budget, page.event_budget()),
+            ("answer_mark", is.answer_mark, answer_mark, page.answer_mark()),
         ];
         for (name, is, written, word) in halves {
             if is != written {

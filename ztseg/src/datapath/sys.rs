@@ -470,6 +470,11 @@ impl ControlPage {
         self.half(std::mem::offset_of!(Control, event_budget))
     }
 
+    /// [`Control::answer_mark`]
+    pub fn answer_mark(&self) -> &AtomicU32 {
+        self.half(std::mem::offset_of!(Control, answer_mark))
+    }
+
     /// A copy of everything.
     pub fn read(&self) -> Control {
         Control {
@@ -480,6 +485,7 @@ impl ControlPage {
             adopt_until: self.adopt_until().load(Ordering::Relaxed),
             hz: self.hz().load(Ordering::Relaxed),
             event_budget: self.event_budget().load(Ordering::Relaxed),
+            answer_mark: self.answer_mark().load(Ordering::Relaxed),
             ..Control::default()
         }
     }
