@@ -20,6 +20,7 @@ mod life;
 mod living;
 mod matrix;
 mod programs;
+mod reject;
 mod sequences;
 mod toolchain;
 mod upgrade;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         sequences::TESTS,
         fragments::TESTS,
         expiry::TESTS,
+        reject::TESTS,
         worlds::TESTS,
         commit::TESTS,
         agents::TESTS,

@@ -9,6 +9,7 @@ use nix::sys::prctl;
 use serde::Serialize;
 
 use crate::actor;
+use crate::world::offload;
 
 use super::{Probe, client, newborn, server, stream};
 
@@ -36,6 +37,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             let file = Path::new("/proc/sys/net").join(name);
             fs::write(&file, value).with_context(|| format!("cannot set {}", file.display()))
         }
+        ["without-checksums", interface] => offload::without_checksums(interface),
         ["actor"] => actor::run(),
         ["ear"] => actor::ear::run(),
         ["sleep"] => {

@@ -11,6 +11,7 @@
 mod cgroup;
 mod leftovers;
 mod network;
+pub(crate) mod offload;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;

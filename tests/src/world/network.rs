@@ -74,6 +74,13 @@ impl Namespace {
         Ok(())
     }
 
+    /// Makes the kernel write the checksums of what leaves by an interface, as for a device that
+    /// does not.
+    pub fn without_checksums(&self, interface: &str) -> Result<()> {
+        let process = self.place().tool(&["without-checksums", interface])?;
+        process.output(Duration::from_secs(10)).map(drop)
+    }
+
     /// Waits until an interface takes part in neighbour discovery: the kernel joins the multicast
     /// groups when it has noticed the carrier, up to a second later (`linkwatch`).
     fn wait_for_ipv6(&self, interface: &str) -> Result<()> {

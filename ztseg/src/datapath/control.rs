@@ -1,6 +1,7 @@
 //! The control word, and what the agent has written there: whatever else it says, somebody else
 //! wrote.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
@@ -8,6 +9,13 @@ use std::sync::atomic::Ordering;
 use ztseg_common::value::Control;
 
 use super::sys::ControlPage;
+
+/// A number that nobody can guess, never zero.
+fn random() -> u32 {
+    // The keys of the standard library's hashers come from the kernel's random numbers.
+    let number = RandomState::new().build_hasher().finish();
+    u32::try_from(number >> 32).unwrap_or(1).max(1)
+}
 
 /// The control word of the programs. Every change goes through here.
 #[derive(Debug)]
@@ -58,7 +66,7 @@ impl ControlWord {
     pub fn set_host(&mut self, hz: u32, event_budget: u32, netns: u64) {
         // Answers of an earlier agent's time may be on their way.
         if self.written.answer_mark == 0 {
-            self.written.answer_mark = fastrand::u32(1..);
+            self.written.answer_mark = random();
             self.page.answer_mark().store(self.written.answer_mark, Ordering::Relaxed);
         }
         (self.written.hz, self.written.event_budget) = (hz, event_budget);
