@@ -19,6 +19,7 @@ mod fragments;
 mod life;
 mod living;
 mod matrix;
+mod pressure;
 mod programs;
 mod reject;
 mod sequences;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         sequences::TESTS,
         fragments::TESTS,
         expiry::TESTS,
+        pressure::TESTS,
         reject::TESTS,
         worlds::TESTS,
         commit::TESTS,

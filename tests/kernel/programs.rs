@@ -45,6 +45,11 @@ impl Unattached {
         Ok(Self { datapath: Some(datapath), options })
     }
 
+    /// The folder of its pinned maps.
+    pub(crate) fn maps(&self) -> PathBuf {
+        ztseg::datapath::map_pins(&self.options.bpffs)
+    }
+
     pub(crate) fn get(&mut self) -> Result<&mut Datapath> {
         self.datapath.as_mut().context("the datapath is open")
     }

@@ -54,6 +54,11 @@ use self::sweep::{Sweeper, Swept};
 use crate::clocks::Clocks;
 use crate::image::Image;
 
+/// The folder that the maps are pinned in, below the configured one.
+pub fn map_pins(bpffs: &Path) -> PathBuf {
+    Pins::new(bpffs).maps()
+}
+
 /// Ceilings for the maps, in entries; configuration key `capacity`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
