@@ -30,6 +30,7 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
     ("sequences::a_forged_reset_ends_nothing", forged_reset),
     ("sequences::ports_are_reused_in_either_direction", ports_reused),
     ("sequences::a_denial_takes_effect_within_a_live_connection", revoked),
+    ("sequences::a_length_that_lies_is_denied_within_a_flow", lengths),
     ("sequences::a_remembered_denial_ends_with_its_policy", remembered_denial),
     ("sequences::every_denied_packet_is_counted_and_reported_or_folded", counted),
 ];
@@ -245,6 +246,33 @@ fn revoked(_: &Environment) -> Result<()> {
             line.policy(NOTHING)?;
             let second = if first == App { Peer } else { App };
             line.expect(&[(first, ACK, false), (second, ACK, false), (first, ACK, false)])?;
+        }
+        Ok(())
+    })
+}
+
+/// The short way for packets of known flows reads no less than the parser does.
+fn lengths(_: &Environment) -> Result<()> {
+    on_a_line("lengths", |line| {
+        line.policy(ONE_WAY)?;
+        line.expect(&HANDSHAKE)?;
+        ensure!(line.udp(true, 1000)? && line.udp(false, 1000)?, "an allowed datagram is denied");
+        for from_app in [true, false] {
+            for (length, passes) in [(8u8, true), (0, false), (7, false), (9, false), (200, false)]
+            {
+                let mut header = ports(from_app, 1000);
+                header.extend([0, length, 0, 0]);
+                let found = line.passes(from_app, &frame(line.v6, from_app, 17, &header))?;
+                ensure!(found == passes, "a datagram of {length} bytes: passes is {found}");
+            }
+            // A segment whose IP header says more than there is.
+            let mut header = ports(from_app, 40_000);
+            header.extend([0x70, 0, 0, 0, 0x70, 0, 0, 0, 0x50, ACK, 0, 0, 0, 0, 0, 0]);
+            let mut packet = frame(line.v6, from_app, 6, &header);
+            let length_at = if line.v6 { 14 + 5 } else { 14 + 3 };
+            ensure!(line.passes(from_app, &packet)?, "an allowed segment is denied");
+            packet[length_at] += 1;
+            ensure!(!line.passes(from_app, &packet)?, "a segment longer than its packet passes");
         }
         Ok(())
     })

@@ -11,7 +11,7 @@ use crate::denied;
 use crate::flows::{may_be_spilled, now};
 use crate::maps::{FLOWS4, FLOWS6};
 use crate::policy::Policy;
-use crate::skb::{InPlace, Skb};
+use crate::skb::{Header, InPlace, Skb};
 
 /// What the short way came to.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -85,6 +85,9 @@ pub fn is_of_connection(skb: &Skb, state: &SocketState, outbound: bool) -> u16 {
         }
         let remote = if outbound { ip.word::<16>() } else { ip.word::<12>() };
         let bytes = u16::from_be_bytes(ip.half::<2>());
+        if !holds_datagram::<IPV4_HEADER, { IPV4_HEADER + 4 }>(skb, 0, ip, bytes) {
+            return 0;
+        }
         (bytes, remote == state.remote.last_octets(), ip.word::<{ IPV4_HEADER }>())
     } else {
         let Some(ip) = in_place.header(0, IPV6_HEADER + UDP_HEADER) else { return 0 };
@@ -93,11 +96,29 @@ pub fn is_of_connection(skb: &Skb, state: &SocketState, outbound: bool) -> u16 {
         }
         let remote = if outbound { ip.addr6::<24>() } else { ip.addr6::<8>() };
         let bytes = u16::from_be_bytes(ip.half::<4>()).saturating_add(IPV6_HEADER as u16);
+        if !holds_datagram::<IPV6_HEADER, { IPV6_HEADER + 4 }>(skb, 0, ip, bytes) {
+            return 0;
+        }
         (bytes, remote == state.remote, ip.word::<{ IPV6_HEADER }>())
     };
     let [local, remote] = [state.local_port.octets, state.remote_port.octets];
     let [[a, b], [c, d]] = if outbound { [local, remote] } else { [remote, local] };
     if remote_matches && ports == [a, b, c, d] { bytes } else { 0 }
+}
+
+/// Whether a UDP header says no more than there is, as the parser would: its length field, at
+/// `LENGTH_AT`, within that of the packet and of the bytes that are there.
+#[inline(always)]
+fn holds_datagram<const IP: usize, const LENGTH_AT: usize>(
+    skb: &Skb,
+    offset: u32,
+    ip: Header,
+    bytes: u16,
+) -> bool {
+    let length = u32::from(u16::from_be_bytes(ip.half::<LENGTH_AT>()));
+    length >= UDP_HEADER as u32
+        && length + IP as u32 <= u32::from(bytes)
+        && offset + IP as u32 + length <= skb.len()
 }
 
 /// In an IPv4 header: more fragments follow, or this is one.
@@ -119,7 +140,8 @@ fn v4(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
         return Answer::Unknown;
     }
     let bytes = u16::from_be_bytes([length_high, length_low]);
-    let rest = transport::<IPV4_HEADER>(&in_place, offset, bytes, ip.byte::<9>());
+    let rest =
+        transport::<IPV4_HEADER, { IPV4_HEADER + 4 }>(skb, offset, ip, bytes, ip.byte::<9>());
     if rest.kind == Kind::NotPlain {
         return Answer::Unknown;
     }
@@ -162,7 +184,7 @@ fn v6(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
     // A jumbogram has zero here and takes the long way.
     let payload = u16::from_be_bytes([length_high, length_low]);
     let bytes = payload.saturating_add(IPV6_HEADER as u16);
-    let rest = transport::<IPV6_HEADER>(&in_place, offset, bytes, next);
+    let rest = transport::<IPV6_HEADER, { IPV6_HEADER + 4 }>(skb, offset, ip, bytes, next);
     if rest.kind != Kind::Data {
         return Answer::Unknown;
     }
@@ -200,16 +222,24 @@ fn not_there() -> Answer {
     if may_be_spilled() { Answer::Unknown } else { Answer::NotThere }
 }
 
-/// Reads the transport header. `IP` is the length of the IP header, `bytes` that of the packet.
+/// Reads the transport header. `IP` is the length of the IP header, which begins at `ip`, and `bytes`
+/// that of the packet. A length that says more than there is, is for the parser to refuse.
 #[inline(always)]
-fn transport<const IP: usize>(in_place: &InPlace, offset: u32, bytes: u16, protocol: u8) -> Rest {
+fn transport<const IP: usize, const UDP_LENGTH_AT: usize>(
+    skb: &Skb,
+    offset: u32,
+    ip: Header,
+    bytes: u16,
+    protocol: u8,
+) -> Rest {
     let mut rest = Rest { bytes, acknowledgement: 0, protocol, kind: Kind::NotPlain };
     if protocol == proto::UDP {
-        if bytes >= (IP + UDP_HEADER) as u16 {
+        if holds_datagram::<IP, UDP_LENGTH_AT>(skb, offset, ip, bytes) {
             rest.kind = Kind::Data;
         }
     } else if protocol == proto::TCP
-        && let Some(header) = in_place.header(offset + IP as u32, TCP_HEADER)
+        && offset + u32::from(bytes) <= skb.len()
+        && let Some(header) = InPlace::new(skb).header(offset + IP as u32, TCP_HEADER)
     {
         let [data_offset, flags] = header.half::<12>();
         let data_offset = u16::from(data_offset >> 4) * 4;
