@@ -31,6 +31,7 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
     ("sequences::ports_are_reused_in_either_direction", ports_reused),
     ("sequences::a_denial_takes_effect_within_a_live_connection", revoked),
     ("sequences::a_length_that_lies_is_denied_within_a_flow", lengths),
+    ("sequences::an_association_is_its_openers", associations),
     ("sequences::a_remembered_denial_ends_with_its_policy", remembered_denial),
     ("sequences::every_denied_packet_is_counted_and_reported_or_folded", counted),
 ];
@@ -248,6 +249,51 @@ fn revoked(_: &Environment) -> Result<()> {
             line.expect(&[(first, ACK, false), (second, ACK, false), (first, ACK, false)])?;
         }
         Ok(())
+    })
+}
+
+/// SCTP: who opens an association is who may, whoever sends what within it.
+fn associations(_: &Environment) -> Result<()> {
+    const INIT: u8 = 1;
+    const INIT_ACK: u8 = 2;
+    const ABORT: u8 = 6;
+    const COOKIE_ECHO: u8 = 10;
+    const COOKIE_ACK: u8 = 11;
+    const DATA: u8 = 0;
+    on_a_line("sctp", |line| {
+        let rules = ONE_WAY.replace("udp/80]", "sctp/80]");
+        line.policy(&rules)?;
+        let expect = |line: &Line, steps: &[(Sender, u8, u32, bool)]| -> Result<()> {
+            for (number, (sender, chunk, tag, passes)) in steps.iter().enumerate() {
+                let mut packet = ports(*sender == App, 40_000);
+                packet.extend(tag.to_be_bytes());
+                packet.extend([0, 0, 0, 0, *chunk, 0, 0, 8, 0, 0, 0, 0]);
+                let frame = frame(line.v6, *sender == App, 132, &packet);
+                let found = line.passes(*sender == App, &frame)?;
+                ensure!(found == *passes, "step {number}, chunk {chunk}: passes is {found}");
+            }
+            Ok(())
+        };
+        let (to_peer, to_app) = (0x1111_0000, 0x2222_0000);
+        expect(line, &[(Peer, INIT, 0, false), (Peer, DATA, to_app, false)])?;
+        expect(
+            line,
+            &[
+                (App, INIT, 0, true),
+                (Peer, INIT_ACK, to_app, true),
+                (App, COOKIE_ECHO, to_peer, true),
+                (Peer, COOKIE_ACK, to_app, true),
+                (Peer, DATA, to_app, true),
+                (App, DATA, to_peer, true),
+                // Not the peer's to start anew, and the association stands.
+                (Peer, INIT, 0, false),
+                (Peer, DATA, to_app, true),
+                (Peer, ABORT, 0x3333_0000, true),
+                (Peer, DATA, to_app, true),
+            ],
+        )?;
+        line.policy(NOTHING)?;
+        expect(line, &[(Peer, DATA, to_app, false), (App, DATA, to_peer, false)])
     })
 }
 

@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::addr::{Addr, Port};
 use crate::key::WorkloadKey;
+use crate::packet::SctpKind;
 
 /// Which end of a flow the subject is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -122,7 +123,8 @@ pub struct FlowState {
     pub phase: u8,
     /// [`FIN_LOCAL`], [`FIN_REMOTE`], [`FLOW_EXPIRES`].
     pub flags: u8,
-    /// Upper half of the last TCP acknowledgement number that the subject sent.
+    /// Upper half of the last TCP acknowledgement number that the subject sent, or of the SCTP
+    /// verification tag.
     pub local_ack: u16,
     /// Upper half of the last one that the peer sent.
     pub remote_ack: u16,
@@ -144,17 +146,19 @@ const FINS: u8 = FIN_LOCAL | FIN_REMOTE;
 /// Flag of [`FlowState`]: the rule that decided expires, and its verdict with it.
 pub const FLOW_EXPIRES: u8 = 4;
 
-/// How far a flow in the table is. What is not TCP is [`Phase::Established`] from the start.
+/// How far a flow in the table is. What is neither TCP nor SCTP is [`Phase::Established`] from the
+/// start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Phase {
-    /// TCP: only the initiator has spoken.
+    /// Only the initiator has spoken: a SYN, an INIT.
     Opening = 1,
-    /// TCP: the responder has answered.
+    /// The responder has answered: a SYN with ACK, an INIT ACK.
     Answered = 2,
-    /// Both ends have.
+    /// The initiator has answered that.
     Established = 3,
-    /// TCP: both ends have sent a FIN, or one a RST.
+    /// TCP: both ends have sent a FIN, or one a RST. SCTP: one has sent an ABORT or a SHUTDOWN
+    /// COMPLETE.
     Closing = 4,
 }
 
@@ -196,7 +200,9 @@ pub const fn is_fresh(last_seen: u32, now: u32, timeout_seconds: u32, hz: u32) -
 ///
 /// TCP as Linux' conntrack has them (`tcp_timeouts`, `net/netfilter/nf_conntrack_proto_tcp.c`);
 /// RFC 5382 REQ-5 asks for at least 2 h 4 min and 4 min. UDP: RFC 4787 REQ-5 asks for at least
-/// 2 min.
+/// 2 min. SCTP: as conntrack while the association stands (`sctp_timeouts`,
+/// `net/netfilter/nf_conntrack_proto_sctp.c`), which heartbeats keep alive (RFC 9260 section 8.3),
+/// and long enough for what is sent again while it opens and ends.
 #[inline(always)]
 pub const fn timeout_seconds(protocol: u8, phase: u8) -> u32 {
     match protocol {
@@ -206,7 +212,10 @@ pub const fn timeout_seconds(protocol: u8, phase: u8) -> u32 {
             Some(Phase::Opening | Phase::Closing) | None => 120,
         },
         crate::addr::proto::UDP => 180,
-        crate::addr::proto::SCTP => 210,
+        crate::addr::proto::SCTP => match Phase::from_u8(phase) {
+            Some(Phase::Established) => 210,
+            Some(Phase::Opening | Phase::Answered | Phase::Closing) | None => 60,
+        },
         _ => 30,
     }
 }
@@ -233,6 +242,18 @@ pub struct Segment {
     pub sequence: u16,
     /// Upper half of its acknowledgement number.
     pub acknowledgement: u16,
+}
+
+/// What the step needs to know of an SCTP packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// What its first chunk is: a [`SctpKind`].
+    pub kind: u8,
+    /// The subject sent it.
+    pub outbound: bool,
+    /// Upper half of its verification tag (RFC 9260 section 8.5): one number for all packets of an
+    /// end, which the other end has chosen.
+    pub tag: u16,
 }
 
 /// How far, in steps of 64 KiB, a reset may lie beyond what was acknowledged last; as much data may
@@ -290,12 +311,54 @@ impl FlowState {
         Step::Continue
     }
 
+    /// Takes an SCTP packet in, by its first chunk. The caller has seen that the flow is allowed and
+    /// fresh.
+    ///
+    /// As for TCP: only who knows the tag can end an association, and any later packet brings it
+    /// back.
+    #[inline(always)]
+    pub fn sctp(&mut self, chunk: Chunk) -> Step {
+        const INIT: u8 = SctpKind::Init as u8;
+        const INIT_ACK: u8 = SctpKind::InitAck as u8;
+        const ABORT: u8 = SctpKind::Abort as u8;
+        const COOKIE_ECHO: u8 = SctpKind::CookieEcho as u8;
+        const COMPLETE: u8 = SctpKind::ShutdownComplete as u8;
+        let by_initiator = chunk.outbound == (self.role == Role::Initiator as u8);
+        let opening = self.phase == Phase::Opening as u8;
+        match chunk.kind {
+            // Again, or both ends at once (RFC 9260 section 5.2.1); else it starts anew.
+            INIT => return if opening { Step::Continue } else { Step::New },
+            ABORT | COMPLETE => {
+                // The end's own tag, or with the T bit the other's (RFC 9260 section 8.5.1).
+                let knows = chunk.tag == self.local_ack || chunk.tag == self.remote_ack;
+                if self.phase != Phase::Established as u8 || knows {
+                    self.phase = Phase::Closing as u8;
+                }
+                return Step::Continue;
+            }
+            INIT_ACK if opening && !by_initiator => self.phase = Phase::Answered as u8,
+            COOKIE_ECHO if by_initiator && self.phase == Phase::Answered as u8 => {
+                self.phase = Phase::Established as u8;
+            }
+            _ if self.phase == Phase::Closing as u8 => self.phase = Phase::Established as u8,
+            _ => {}
+        }
+        if chunk.outbound {
+            self.local_ack = chunk.tag;
+        } else {
+            self.remote_ack = chunk.tag;
+        }
+        Step::Continue
+    }
+
     /// Whether both ends have spoken: of a TCP flow, whether the one that opened it has answered the
     /// answer, which no flood with borrowed sources does.
     #[inline(always)]
     pub const fn is_answered(&self, protocol: u8) -> bool {
         match protocol {
-            crate::addr::proto::TCP => self.phase == Phase::Established as u8,
+            crate::addr::proto::TCP | crate::addr::proto::SCTP => {
+                self.phase == Phase::Established as u8
+            }
             _ => self.tx_packets != 0 && self.rx_packets != 0,
         }
     }
@@ -404,6 +467,61 @@ mod tests {
             assert_eq!(flow.phase, Phase::Closing as u8);
             flow.tcp(segment(outbound, ACK));
             assert_eq!(flow.phase, Phase::Established as u8, "it was not the end");
+        }
+    }
+
+    fn chunk(outbound: bool, kind: SctpKind) -> Chunk {
+        Chunk { kind: kind as u8, outbound, tag: if outbound { 0x1111 } else { 0x2222 } }
+    }
+
+    fn associated() -> FlowState {
+        let mut flow = opening();
+        for (outbound, kind, phase) in [
+            (true, SctpKind::Init, Phase::Opening),
+            (false, SctpKind::InitAck, Phase::Answered),
+            (true, SctpKind::CookieEcho, Phase::Established),
+            (false, SctpKind::CookieAck, Phase::Established),
+            (true, SctpKind::Other, Phase::Established),
+        ] {
+            assert_eq!(flow.sctp(chunk(outbound, kind)), Step::Continue);
+            assert_eq!(flow.phase, phase as u8, "{kind:?}");
+        }
+        flow
+    }
+
+    #[test]
+    fn an_association_opens_by_its_chunks() {
+        associated();
+        let mut flow = opening();
+        flow.sctp(chunk(true, SctpKind::CookieEcho));
+        assert_eq!(flow.phase, Phase::Opening as u8, "the responder has not answered");
+        flow.sctp(chunk(true, SctpKind::InitAck));
+        assert_eq!(flow.phase, Phase::Opening as u8, "that is no answer of the responder");
+        assert_eq!(flow.sctp(chunk(false, SctpKind::Init)), Step::Continue, "both at once");
+    }
+
+    #[test]
+    fn an_init_in_an_association_asks_for_a_new_one_and_changes_nothing() {
+        for outbound in [true, false] {
+            let mut flow = associated();
+            let before = flow;
+            assert_eq!(flow.sctp(Chunk { tag: 0, ..chunk(outbound, SctpKind::Init) }), Step::New);
+            assert_eq!(flow, before);
+        }
+    }
+
+    #[test]
+    fn only_who_knows_a_tag_ends_an_association() {
+        for kind in [SctpKind::Abort, SctpKind::ShutdownComplete] {
+            for outbound in [true, false] {
+                let mut flow = associated();
+                flow.sctp(Chunk { tag: 0x3333, ..chunk(outbound, kind) });
+                assert_eq!(flow.phase, Phase::Established as u8);
+                flow.sctp(chunk(outbound, kind));
+                assert_eq!(flow.phase, Phase::Closing as u8);
+                flow.sctp(chunk(outbound, SctpKind::Other));
+                assert_eq!(flow.phase, Phase::Established as u8, "it was not the end");
+            }
         }
     }
 

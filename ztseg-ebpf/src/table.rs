@@ -6,7 +6,7 @@ use ztseg_common::addr::proto;
 use ztseg_common::eval::{Decision, Lookup};
 use ztseg_common::key::{Place, WorkloadKey};
 use ztseg_common::packet::{IcmpKind, Packet, Reader, tcp};
-use ztseg_common::state::{FLOW_EXPIRES, FlowState, Phase, Segment, Step};
+use ztseg_common::state::{Chunk, FLOW_EXPIRES, FlowState, Phase, Segment, Step};
 use ztseg_common::value::{Control, Isolation};
 use ztseg_common::verdict::{Direction, Reason, Verdict};
 
@@ -93,16 +93,22 @@ fn another_peer(skb: *mut __sk_buff, flow: &Flow, peer: WorkloadKey) -> bool {
 /// What the packet does to the flow that it belongs to.
 #[inline(always)]
 fn step(skb: *mut __sk_buff, flow: &Flow, state: &mut FlowState) -> Step {
+    let (packet, outbound) = (&flow.packet, flow.is_outbound());
     // A later fragment has no header that could say anything of the connection.
-    if flow.packet.protocol != proto::TCP || flow.packet.is_later_fragment() {
+    if !matches!(packet.protocol, proto::TCP | proto::SCTP) || packet.is_later_fragment() {
         return Step::Continue;
     }
-    // Sequence and acknowledgement number. The parser has seen that the header is there.
-    let at = u32::from(flow.packet.l4_offset) + 4;
+    // Sequence and acknowledgement number, or the verification tag. The parser has seen that the
+    // header is there.
+    let at = u32::from(packet.l4_offset) + 4;
     let Some([a, b, _, _, c, d, _, _]) = Skb::new(skb).read::<8>(at) else { return Step::New };
+    if packet.protocol == proto::SCTP {
+        let tag = u16::from_be_bytes([a, b]);
+        return state.sctp(Chunk { kind: packet.message, outbound, tag });
+    }
     state.tcp(Segment {
-        flags: flow.packet.tcp_flags,
-        outbound: flow.is_outbound(),
+        flags: packet.tcp_flags,
+        outbound,
         sequence: u16::from_be_bytes([a, b]),
         acknowledgement: u16::from_be_bytes([c, d]),
     })

@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::bpf_jiffies64;
 use ztseg_common::addr::proto;
 use ztseg_common::event::Counter;
 use ztseg_common::key::Place;
-use ztseg_common::packet::{Packet, tcp};
+use ztseg_common::packet::{Packet, SctpKind, tcp};
 use ztseg_common::shares::{Credit, SWEEP, SWEEP_OPERAND, Sweep, Totals, Usage};
 use ztseg_common::state::{FLOW_EXPIRES, FlowState, Phase, is_fresh, ticks, timeout_seconds};
 use ztseg_common::value::Control;
@@ -154,7 +154,10 @@ pub extern "C" fn ztseg_insert(flow: *const Flow, outcome: u64) -> u32 {
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
     let Some(control) = control() else { return 0 };
     let outcome = Outcome::from_bits(outcome);
-    let opens = flow.packet.protocol == proto::TCP && flow.packet.tcp_flags & tcp::SYN != 0;
+    let opens = match flow.packet.protocol {
+        proto::TCP => flow.packet.tcp_flags & tcp::SYN != 0,
+        _ => flow.packet.is_sctp(SctpKind::Init),
+    };
     let mut state = FlowState {
         stamp: flow.stamp,
         peer: flow.peer,
