@@ -197,7 +197,13 @@ impl Place {
     /// Of a workload's flow.
     #[inline(always)]
     pub const fn new(workload: WorkloadKey, netns: u32, protocol: u8) -> Self {
-        Self { scope: scope(workload), netns_protocol: netns << 8 | protocol as u32 }
+        Self::of(scope(workload), netns, protocol)
+    }
+
+    /// By [`scope`].
+    #[inline(always)]
+    pub const fn of(scope: u32, netns: u32, protocol: u8) -> Self {
+        Self { scope, netns_protocol: netns << 8 | protocol as u32 }
     }
 
     /// The protocol in it.

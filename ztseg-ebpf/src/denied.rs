@@ -13,20 +13,21 @@ use crate::emit;
 use crate::flow::Flow;
 use crate::flows::now;
 use crate::judge::Outcome;
-use crate::maps::{DENIAL_SLOTS, DENIALS, Denial, count};
-use crate::plain::Sight;
+use crate::maps::{DENIAL_SLOTS, DENIALS, count};
 use crate::policy::Policy;
 
 /// Whether a flow was denied just now, and the packet is counted. False where a new record is due.
-#[inline(always)]
-pub fn again(key: &FlowKey4, sight: Sight<'_>) -> bool {
+///
+/// A function of its own for its stack frame.
+#[inline(never)]
+pub fn again(key: &FlowKey4, stamp: u64, outbound: bool) -> bool {
     let Some(denial) = DENIALS.get_ptr_mut(slot(key)) else { return false };
     // SAFETY: this CPU's slot. An interrupt may write it in between: at worst the key of one flow
     // meets the rule of another in the counts; both are denied.
     let denial = unsafe { &*denial };
-    if denial.stamp != sight.stamp
+    if denial.stamp != stamp
         || denial.key != *key
-        || denial.outbound != u16::from(sight.outbound)
+        || denial.outbound != u16::from(outbound)
         || denial.tick != now()
     {
         return false;
@@ -37,14 +38,19 @@ pub fn again(key: &FlowKey4, sight: Sight<'_>) -> bool {
     let ingress = denial.direction == Direction::Ingress as u16;
     count(if ingress { Counter::DroppedIngress } else { Counter::DroppedEgress });
     if denial.rule != 0 {
-        Policy::of(sight.stamp).hit(denial.rule);
+        Policy::of(stamp).hit(denial.rule);
     }
     true
 }
 
 /// Remembers a denial whose packet came from the end that it was judged as opening the flow.
+/// `outcome` is its [`Outcome::bits`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn remember(flow: &Flow, outcome: Outcome) {
+pub extern "C" fn ztseg_remember_denial(flow: *const Flow, outcome: u64) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
+    let outcome = Outcome::from_bits(outcome);
     let packet = &flow.packet;
     if !packet.src.is_v4()
         || !packet.dst.is_v4()
@@ -53,7 +59,7 @@ pub fn remember(flow: &Flow, outcome: Outcome) {
         || !outcome.keep()
         || outcome.expires()
     {
-        return;
+        return 0;
     }
     let key = FlowKey4 {
         local: flow.local().last_octets(),
@@ -62,18 +68,18 @@ pub fn remember(flow: &Flow, outcome: Outcome) {
         remote_port: flow.remote_port(),
         place: Place::new(flow.workload, flow.netns, packet.protocol),
     };
-    let Some(denial) = DENIALS.get_ptr_mut(slot(&key)) else { return };
+    let Some(denial) = DENIALS.get_ptr_mut(slot(&key)) else { return 0 };
     // SAFETY: as above.
     let denial = unsafe { &mut *denial };
-    *denial = Denial {
-        key,
-        tick: now(),
-        stamp: flow.stamp,
-        fold: emit::fold_hash(flow, outcome.reason(), outcome.rule()),
-        rule: outcome.rule(),
-        direction: flow.direction() as u16,
-        outbound: u16::from(flow.is_outbound()),
-    };
+    // Field by field: another one of it on the stack would not fit.
+    denial.key = key;
+    denial.tick = now();
+    denial.stamp = flow.stamp;
+    denial.fold = emit::fold_hash(flow, outcome.reason(), outcome.rule());
+    denial.rule = outcome.rule();
+    denial.direction = flow.direction() as u16;
+    denial.outbound = u16::from(flow.is_outbound());
+    1
 }
 
 /// Spreads what differs between the flows of a sender: addresses and ports.

@@ -40,15 +40,19 @@ pub fn follow(flow: &mut Flow) -> u8 {
 }
 
 /// Keeps what the later fragments of a packet need, where this is its first one and was let through.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn remember(flow: &Flow) {
+pub extern "C" fn ztseg_remember_fragment(flow: *const Flow) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
     if !flow.packet.is_first_fragment() {
-        return;
+        return 0;
     }
     let key = fragment_key(&flow.packet, place(flow));
     if FRAGMENTS.insert(key, FragmentState::of(&flow.packet, flow.stamp, now()), 0).is_err() {
         count(Counter::FlowsNotStored);
     }
+    1
 }
 
 /// The protocol of a fragment stands elsewhere in its key.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use ztseg_common::addr::proto;
-use ztseg_common::key::workload_interface;
+use ztseg_common::key::{scope, workload_interface};
 use ztseg_common::packet::{Packet, Reader, ethertype};
 use ztseg_common::value::{CONTROL_WHOLE_HIERARCHY, Control, WORKLOAD_HOST_SIDE};
 use ztseg_common::verdict::{Hook, Reason, Verdict};
@@ -51,9 +51,9 @@ impl Fate {
 pub fn packet<const LINK_HEADER: u32>(skb: &Skb, hook: Hook) -> Fate {
     let Some(control) = maps::control() else { return Fate::Dropped };
     let stamp = maps::stamp(control);
-    let workload = workload_interface(skb.ifindex());
+    let scope = scope(workload_interface(skb.ifindex()));
     let outbound = matches!(hook, Hook::TcFromWorkload);
-    let sight = Sight { control, stamp, workload, netns: 0, outbound };
+    let sight = Sight { control, stamp, scope, netns: 0, outbound };
     match plain::answer(skb, LINK_HEADER, sight) {
         Answer::Allow => Fate::Passes,
         Answer::Deny => Fate::Dropped,
@@ -71,12 +71,12 @@ pub fn packet<const LINK_HEADER: u32>(skb: &Skb, hook: Hook) -> Fate {
 
 #[inline(never)]
 fn long_way<const LINK_HEADER: u32>(skb: &Skb, hook: Hook, stamp: u64, answer: Answer) -> Fate {
-    let Some(control) = maps::control() else { return Fate::Dropped };
     let mut flow = Flow::new(stamp, hook);
     flow.workload = workload_interface(skb.ifindex());
     // No longer a workload: about to be detached.
     let Some(workload) = Policy::of(stamp).workload(flow.workload) else { return Fate::Passes };
     flow.subject = workload.subject;
+    let host_side = workload.flags & WORKLOAD_HOST_SIDE != 0;
     let failure = match ethertype_of(skb) {
         ethertype::IPV4 | ethertype::IPV6 => parse_untagged::<LINK_HEADER>(skb, &mut flow.packet),
         ethertype::ARP => return Fate::Passes,
@@ -86,24 +86,25 @@ fn long_way<const LINK_HEADER: u32>(skb: &Skb, hook: Hook, stamp: u64, answer: A
     if let Some(reason) = Reason::from_u8(failure) {
         return Fate::of(table::unreadable(skb, &mut flow, reason));
     }
-    if reject::is_answer(skb, control, &flow.packet) {
+    if reject::is_answer(skb, &flow.packet) {
         return Fate::Passes;
     }
     // A later fragment is known to the table by its first one's ports.
     let later = flow.packet.is_later_fragment();
     let lost = if later { fragments::follow(&mut flow) } else { 0 };
-    let host_side = workload.flags & WORKLOAD_HOST_SIDE != 0;
     let outcome = if host_side && ztseg_at_socket(skb.raw, &raw const flow) != 0 {
         Outcome::once(Verdict::Allow)
     } else if let Some(reason) = Reason::from_u8(lost) {
         Outcome::once(table::unreadable(skb, &mut flow, reason))
     } else if claim::is_refused_source(skb, &flow) {
         Outcome::once(Verdict::Deny)
+    } else if let Some(verdict) = table::special::<true>(skb.raw, &mut flow) {
+        Outcome::once(verdict)
     } else {
         table::packet::<true>(skb.raw, &mut flow, later || answer != Answer::NotThere)
     };
     if outcome.verdict() == Verdict::Allow {
-        fragments::remember(&flow);
+        fragments::ztseg_remember_fragment(&raw const flow);
         return Fate::Passes;
     }
     // What a workload on the far side sends comes in here, what this host sends goes out.

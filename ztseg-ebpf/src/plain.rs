@@ -2,7 +2,7 @@
 //! place, one lookup, nothing else. What is not plain, not known or not allowed takes the long way.
 
 use ztseg_common::addr::{Port, proto};
-use ztseg_common::key::{FlowKey4, FlowKey6, Place, WorkloadKey};
+use ztseg_common::key::{FlowKey4, FlowKey6, Place};
 use ztseg_common::packet::{ethertype, tcp};
 use ztseg_common::state::{FLOW_EXPIRES, FlowState, Phase, SocketState, is_fresh, timeout_seconds};
 use ztseg_common::value::Control;
@@ -32,7 +32,8 @@ pub enum Answer {
 pub struct Sight<'a> {
     pub control: &'a Control,
     pub stamp: u64,
-    pub workload: WorkloadKey,
+    /// [`ztseg_common::key::scope`] of the workload.
+    pub scope: u32,
     /// The low half of the network namespace cookie; zero at TC.
     pub netns: u32,
     pub outbound: bool,
@@ -155,16 +156,20 @@ fn v4(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
         remote: remote.0,
         local_port: local.1,
         remote_port: remote.1,
-        place: Place::new(sight.workload, sight.netns, rest.protocol),
+        place: Place::of(sight.scope, sight.netns, rest.protocol),
     };
     if rest.kind == Kind::Syn {
-        return if denied::again(&key, sight) { Answer::Deny } else { Answer::Unknown };
+        return if denied::again(&key, sight.stamp, sight.outbound) {
+            Answer::Deny
+        } else {
+            Answer::Unknown
+        };
     }
     match FLOWS4.get_ptr_mut(&key) {
         // SAFETY: a valid pointer from the lookup; words written by several CPUs are counts and
         // times.
         Some(state) => pass(unsafe { &mut *state }, sight, rest),
-        None if denied::again(&key, sight) => Answer::Deny,
+        None if denied::again(&key, sight.stamp, sight.outbound) => Answer::Deny,
         None => not_there(),
     }
 }
@@ -191,7 +196,7 @@ fn v6(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
     let [source0, source1, destination0, destination1] = ip.word::<{ IPV6_HEADER }>();
     let source_port = Port { octets: [source0, source1] };
     let destination_port = Port { octets: [destination0, destination1] };
-    let place = Place::new(sight.workload, sight.netns, rest.protocol);
+    let place = Place::of(sight.scope, sight.netns, rest.protocol);
     // Written where it is used: the stack is small.
     let key = if sight.outbound {
         FlowKey6 {

@@ -11,7 +11,6 @@ use ztseg_common::reject::{
     Checksum, ERROR4, ERROR6, IPV4_HEADER, IPV6_HEADER, QUOTE4_AT, QUOTE6_AT, RESET4, RESET6,
     Segment, error4, error6, is_answered, reset4, reset6,
 };
-use ztseg_common::value::Control;
 
 use crate::interface::ETHERNET;
 use crate::maps::control;
@@ -30,8 +29,9 @@ const LINK_ADDRESSES: usize = 12;
 ///
 /// The mark is a random number, and none crosses into another network namespace or machine
 /// (`skb_scrub_packet`, net/core/skbuff.c).
-#[inline(always)]
-pub fn is_answer(skb: &Skb, control: &Control, packet: &Packet) -> bool {
+#[inline(never)]
+pub fn is_answer(skb: &Skb, packet: &Packet) -> bool {
+    let Some(control) = control() else { return false };
     let looks_like_one = packet.is_icmp(IcmpKind::Error)
         || (packet.protocol == proto::TCP && packet.tcp_flags & tcp::RST != 0);
     if !looks_like_one || control.answer_mark == 0 || skb.mark() != control.answer_mark {
@@ -154,7 +154,8 @@ fn replace<const N: usize>(skb: &Skb, at: u32, bytes: &[u8; N]) -> bool {
     }
 }
 
-#[inline(always)]
+/// A function of its own for its stack frame.
+#[inline(never)]
 fn swap_link_addresses(skb: &Skb) -> bool {
     let Some(read) = skb.read::<LINK_ADDRESSES>(0) else { return false };
     let [a, b, c, d, e, f, swapped @ ..] = read;

@@ -8,6 +8,7 @@ use aya_ebpf::helpers::generated::{
 use ztseg_common::addr::{Addr, proto};
 use ztseg_common::eval::Decision;
 use ztseg_common::event::Counter;
+use ztseg_common::key::scope;
 use ztseg_common::packet::tcp;
 use ztseg_common::state::{
     Role, SOCKET_CREATED, SOCKET_EXPIRES, SOCKET_LISTENED, SOCKET_TCP, SocketState,
@@ -125,8 +126,8 @@ fn known_datagram(
             return true;
         }
     }
-    let (stamp, workload, netns) = (state.workload_stamp, state.workload, state.netns as u32);
-    plain::answer(skb, 0, Sight { control, stamp, workload, netns, outbound }) == Answer::Allow
+    let (stamp, scope, netns) = (state.workload_stamp, scope(state.workload), state.netns as u32);
+    plain::answer(skb, 0, Sight { control, stamp, scope, netns, outbound }) == Answer::Allow
 }
 
 #[inline(always)]
@@ -332,11 +333,14 @@ fn datagram(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
         report(skb.raw, &flow, Outcome::new(&decision));
         return Verdict::Deny;
     }
-    let outcome = table::packet::<false>(skb.raw, &mut flow, true);
+    let outcome = match table::special::<false>(skb.raw, &mut flow) {
+        Some(verdict) => Outcome::once(verdict),
+        None => table::packet::<false>(skb.raw, &mut flow, true),
+    };
     if outcome.verdict() == Verdict::Deny {
         return Verdict::Deny;
     }
-    fragments::remember(&flow);
+    fragments::ztseg_remember_fragment(&raw const flow);
     if outcome.keep()
         && flow.packet.protocol == proto::UDP
         && sk.is_connected_udp()

@@ -46,12 +46,6 @@ pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there
             flow.peer = state.peer;
         }
     }
-    if !goes_on
-        && (INTERFACE || !claim::leaves_the_link(&flow.packet, flow.is_outbound()))
-        && let Some(verdict) = special(skb, flow)
-    {
-        return Outcome::once(verdict);
-    }
     let before = flow.peer;
     let mut outcome = judge::<INTERFACE>(skb, flow);
     let mut adopted = false;
@@ -63,14 +57,16 @@ pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there
         outcome = judge::<INTERFACE>(skb, flow);
     }
     if outcome.verdict() == Verdict::Allow {
-        if outcome.keep() {
-            keep(flow, outcome, goes_on);
+        match (outcome.keep(), goes_on) {
+            (false, _) => {}
+            (true, true) => renew(flow, outcome),
+            (true, false) => drop(flows::ztseg_insert(flow, outcome.bits())),
         }
     } else if goes_on {
         // A flow that was allowed under an older policy must not be found again.
         flows::ztseg_remove(flow);
     } else if INTERFACE && !adopted {
-        denied::remember(flow, outcome);
+        denied::ztseg_remember_denial(flow, outcome.bits());
     }
     outcome
 }
@@ -114,43 +110,40 @@ fn step(skb: *mut __sk_buff, flow: &Flow, state: &mut FlowState) -> Step {
     })
 }
 
-/// Whether a packet needs no verdict by rules, and what it is then.
+/// The verdict on a packet that no rule is asked about: discovery, and ICMP errors.
 #[inline(always)]
-fn special(skb: *mut __sk_buff, flow: &mut Flow) -> Option<Verdict> {
+pub fn special<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow) -> Option<Verdict> {
     if flow.packet.is_icmp(IcmpKind::Discovery) {
+        let passes = INTERFACE || !claim::leaves_the_link(&flow.packet, flow.is_outbound());
+        return passes.then_some(Verdict::Allow);
+    }
+    if !flow.packet.is_icmp(IcmpKind::Error) {
+        return None;
+    }
+    // Of a later fragment, the first one was an error that might pass.
+    if flow.packet.is_later_fragment() || ztseg_quotes_flow(skb, flow) != 0 {
         return Some(Verdict::Allow);
     }
-    if flow.packet.is_icmp(IcmpKind::Error) {
-        // Of a later fragment, the first one was an error that might pass.
-        if flow.packet.is_later_fragment() || ztseg_quotes_flow(skb, flow) != 0 {
-            return Some(Verdict::Allow);
-        }
-        return Some(unreadable(&Skb::new(skb), flow, Reason::UnrelatedError));
-    }
-    None
+    Some(unreadable(&Skb::new(skb), flow, Reason::UnrelatedError))
 }
 
 const ICMP_HEADER: u32 = 8;
 
-/// Keeps the verdict of a flow that is allowed; `goes_on`: the table has it.
-#[inline(never)]
-fn keep(flow: &Flow, outcome: Outcome, goes_on: bool) {
-    if goes_on {
-        let Some(state) = flows::again(flow) else { return };
-        // The stamp is written last: a packet on another CPU that sees it sees the words before
-        // it, too (x86 and BPF_ATOMIC-free stores of one CPU are seen in order; on weaker machines
-        // it is judged again at worst).
-        state.last_seen = now();
-        state.peer = flow.peer;
-        state.rule = outcome.rule();
-        state.role = flow.role;
-        state.reason = outcome.reason();
-        state.flags = state.flags & !FLOW_EXPIRES | flows::expiry(outcome);
-        state.account(flow.is_outbound(), flow.packet.length);
-        state.stamp = flow.stamp;
-        return;
-    }
-    flows::ztseg_insert(flow, outcome.bits());
+/// Keeps the new verdict of a flow that is known and allowed.
+#[inline(always)]
+fn renew(flow: &Flow, outcome: Outcome) {
+    let Some(state) = flows::again(flow) else { return };
+    // The stamp is written last: a packet on another CPU that sees it sees the words before it, too
+    // (x86 and BPF_ATOMIC-free stores of one CPU are seen in order; on weaker machines it is judged
+    // again at worst).
+    state.last_seen = now();
+    state.peer = flow.peer;
+    state.rule = outcome.rule();
+    state.role = flow.role;
+    state.reason = outcome.reason();
+    state.flags = state.flags & !FLOW_EXPIRES | flows::expiry(outcome);
+    state.account(flow.is_outbound(), flow.packet.length);
+    state.stamp = flow.stamp;
 }
 
 #[inline(always)]

@@ -225,7 +225,7 @@ pub extern "C" fn ztseg_rebalance(flow: *const Flow, spilled: u32) -> u32 {
 }
 
 /// Puts a flow where the one that was silent for longest makes room.
-#[inline(never)]
+#[inline(always)]
 fn spill(flow: &Flow, state: &FlowState) {
     if let Some(totals) = TOTALS.get_ptr_mut(0) {
         // First, so that nobody who looks for the flow misses it.
