@@ -8,6 +8,7 @@ use ztseg::datapath::{Capacity, Datapath, Options};
 use ztseg::inventory::{CgroupFacts, Inventory};
 use ztseg::policy::compile::compile;
 use ztseg::policy::resolved::Resolved;
+use ztseg_common::ABI_VERSION;
 
 use crate::Body;
 use crate::environment::Environment;
@@ -42,6 +43,11 @@ impl Unattached {
         };
         let datapath = Datapath::open(&options).context("opening the datapath")?;
         Ok(Self { datapath: Some(datapath), options })
+    }
+
+    /// The folder of its maps' pins.
+    pub(crate) fn maps(&self) -> PathBuf {
+        self.options.bpffs.join(format!("v{ABI_VERSION}/maps"))
     }
 
     pub(crate) fn get(&mut self) -> Result<&mut Datapath> {
