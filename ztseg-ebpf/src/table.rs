@@ -165,6 +165,9 @@ pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there
     if outcome.verdict() == Verdict::Allow {
         if outcome.keep() {
             keep(flow, outcome, goes_on);
+            if !goes_on && is_midway(&flow.packet) {
+                begin(skb, flow);
+            }
         }
     } else if goes_on {
         // A flow that was allowed under an older policy must not be found again.
@@ -266,6 +269,23 @@ fn keep(flow: &Flow, outcome: Outcome, goes_on: bool) {
     };
     state.account(flow.is_outbound(), flow.packet.length);
     insert(flow, &state);
+}
+
+/// Whether a packet is of a connection that stood before: it says more than that it opens one.
+#[inline(always)]
+fn is_midway(packet: &Packet) -> bool {
+    packet.protocol == proto::TCP && packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) != tcp::SYN
+}
+
+/// What the first segment of a new flow acknowledges or ends counts, too. A function of its own for
+/// its stack frame.
+#[inline(never)]
+fn begin(skb: *mut __sk_buff, flow: &Flow) {
+    // SAFETY: as in `fresh`.
+    let state = unsafe { find(&flow.packet, flow.is_outbound(), place(flow)).as_mut() };
+    if let Some(state) = state {
+        let _ = step(skb, flow, state);
+    }
 }
 
 #[inline(always)]

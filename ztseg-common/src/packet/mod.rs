@@ -132,6 +132,23 @@ impl Packet {
         self.message == kind as u8
     }
 
+    /// The type of the ICMP message that opened the flow of this one, which `opens` says whether the
+    /// same end has sent.
+    #[inline(always)]
+    pub const fn icmp_type_of_flow(&self, opens: bool) -> u8 {
+        if opens {
+            return self.icmp_type;
+        }
+        // An echo's answer comes from the other end.
+        match (self.protocol, self.icmp_type) {
+            (proto::ICMP, 0) => 8,
+            (proto::ICMP, 8) => 0,
+            (proto::ICMPV6, 128) => 129,
+            (proto::ICMPV6, 129) => 128,
+            (_, icmp_type) => icmp_type,
+        }
+    }
+
     /// Whether it is an SCTP packet whose first chunk is of this kind.
     #[inline(always)]
     pub const fn is_sctp(&self, kind: SctpKind) -> bool {
