@@ -19,8 +19,9 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
     ("programs::maps_fit_into_64_mib", maps_fit_into_64_mib),
 ];
 
-/// The programs attach to the whole cgroup tree, two hooks of an interface, and nowhere else.
-const PROGRAMS: usize = 11;
+/// The programs attach to the whole cgroup tree, two hooks of an interface, and nowhere else; the agent
+/// runs one itself.
+const PROGRAMS: usize = 12;
 /// What all maps may cost at default sizes.
 const MEMORY: u64 = 64 << 20;
 /// Where the verifier of every supported kernel gives up.

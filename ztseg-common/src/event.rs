@@ -108,11 +108,13 @@ pub enum Counter {
     FlowsNotStored = 9,
     /// Sockets without storage: each of their packets was judged.
     SocketsWithoutState = 10,
+    /// Flows beyond the share of their workload, in tables where the oldest makes room.
+    FlowsSpilled = 11,
 }
 
 impl Counter {
     /// Every counter, in the order of their indexes.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::DroppedIngress,
         Self::DroppedEgress,
         Self::AllowedIngress,
@@ -124,6 +126,7 @@ impl Counter {
         Self::EventsLost,
         Self::FlowsNotStored,
         Self::SocketsWithoutState,
+        Self::FlowsSpilled,
     ];
 
     /// The stable name that `status` and metrics use.
@@ -140,6 +143,7 @@ impl Counter {
             Self::EventsLost => "events_lost",
             Self::FlowsNotStored => "flows_not_stored",
             Self::SocketsWithoutState => "sockets_without_state",
+            Self::FlowsSpilled => "flows_spilled",
         }
     }
 }

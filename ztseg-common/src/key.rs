@@ -200,6 +200,12 @@ impl Place {
         Self { scope: scope(workload), netns_protocol: netns << 8 | protocol as u32 }
     }
 
+    /// The protocol in it.
+    #[inline(always)]
+    pub const fn protocol(self) -> u8 {
+        self.netns_protocol.to_le_bytes()[0]
+    }
+
     /// The same in a network namespace that is not known.
     #[must_use]
     pub const fn anywhere(self) -> Self {

@@ -28,6 +28,7 @@ pub mod fragments;
 pub mod key;
 pub mod packet;
 pub mod reject;
+pub mod shares;
 pub mod state;
 pub mod value;
 pub mod verdict;

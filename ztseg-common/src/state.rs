@@ -290,6 +290,16 @@ impl FlowState {
         Step::Continue
     }
 
+    /// Whether both ends have spoken: of a TCP flow, whether the one that opened it has answered the
+    /// answer, which no flood with borrowed sources does.
+    #[inline(always)]
+    pub const fn is_answered(&self, protocol: u8) -> bool {
+        match protocol {
+            crate::addr::proto::TCP => self.phase == Phase::Established as u8,
+            _ => self.tx_packets != 0 && self.rx_packets != 0,
+        }
+    }
+
     /// Adds a packet to the counts.
     #[inline(always)]
     pub fn account(&mut self, outbound: bool, bytes: u16) {

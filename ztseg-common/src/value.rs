@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::key::{ADDRESS_UNKNOWN, IDENTITY_UNKNOWN, PORTS_PER_CHUNK};
+use crate::shares::Shares;
 
 /// One workload of this host.
 #[repr(C)]
@@ -226,7 +227,9 @@ pub struct Control {
     /// What marks an answer to a denied packet on its way back; random, never zero.
     pub answer_mark: u32,
     /// Zero.
-    pub zero: [u32; 5],
+    pub zero: u32,
+    /// How much of the flow tables a workload may have.
+    pub shares: Shares,
 }
 
 /// The generation in a [`Control::stamp`].

@@ -16,7 +16,7 @@ use crate::maps::{SOCKETS, control};
 use crate::peer::{Held, Route, route};
 use crate::skb::{COPY, Skb, Sock, ztseg_parse_socket};
 use crate::socket::LOOPBACK;
-use crate::{table, workload};
+use crate::{flows, workload};
 
 /// Whether nothing below can be amiss with a datagram of a flow that was judged: on loopback sockets
 /// are who they are, not addresses, and the kernel's copies for this host are the sender's, too.
@@ -122,7 +122,7 @@ pub fn has_sent(sk: Sock, flow: &Flow, sender: WorkloadKey) -> bool {
             return true;
         }
     }
-    table::has(&flow.packet, Place::new(sender, netns, proto::UDP))
+    flows::has(&flow.packet, Place::new(sender, netns, proto::UDP))
 }
 
 /// Whether a packet of an interface workload is refused for its source; reports it. A function of its

@@ -11,11 +11,11 @@ use ztseg_common::verdict::Direction;
 
 use crate::emit;
 use crate::flow::Flow;
+use crate::flows::now;
 use crate::judge::Outcome;
 use crate::maps::{DENIAL_SLOTS, DENIALS, Denial, count};
 use crate::plain::Sight;
 use crate::policy::Policy;
-use crate::table::now;
 
 /// Whether a flow was denied just now, and the packet is counted. False where a new record is due.
 #[inline(always)]

@@ -8,8 +8,8 @@ use ztseg_common::state::is_fresh;
 use ztseg_common::verdict::Reason;
 
 use crate::flow::Flow;
+use crate::flows::now;
 use crate::maps::{FRAGMENTS, control, count};
-use crate::table::now;
 
 /// Gives a later fragment the ports of its first one, so that it can be judged as a packet of that
 /// flow. Returns zero, or the number of the reason why it cannot.

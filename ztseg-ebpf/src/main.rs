@@ -3,6 +3,7 @@
 //! * [`socket`] judges TCP and connected UDP at the cgroup hooks, with the state in the socket
 //! * [`table`] judges everything else, with the state in the flow table
 //! * [`fragments`] lets later fragments follow their first one
+//! * [`flows`] are the tables, with each workload's share of them
 //! * [`judge`] decides for a flow that has no valid verdict yet
 //! * [`claim`] holds what packets say of themselves against what the kernel knows
 //! * [`syscall`] gives early answers at `connect` and `sendmsg`
@@ -37,6 +38,7 @@ mod claim;
 mod denied;
 mod emit;
 mod flow;
+mod flows;
 mod fragments;
 mod interface;
 mod judge;
@@ -138,6 +140,12 @@ fn ztseg_ip_from(ctx: TcContext) -> i32 {
 #[classifier]
 fn ztseg_ip_to(ctx: TcContext) -> i32 {
     tc(interface::packet::<RAW_IP>(&Skb::new(ctx.skb.skb), Hook::TcToWorkload))
+}
+
+/// Run by the agent, attached nowhere.
+#[classifier]
+fn ztseg_sweep(ctx: TcContext) -> i32 {
+    flows::sweep(ctx.skb.skb)
 }
 
 /// Set by the loader to write debug lines; a constant in the kernel, so that the verifier removes

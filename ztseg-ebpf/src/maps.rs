@@ -9,6 +9,7 @@ use ztseg_common::addr::Addr;
 use ztseg_common::event::Counter;
 use ztseg_common::fragments::{FragmentKey, FragmentState};
 use ztseg_common::key::{EntryKey, FlowKey4, FlowKey6, PORT_CHUNKS};
+use ztseg_common::shares::{Totals, Usage};
 use ztseg_common::state::{FlowState, SocketState};
 use ztseg_common::value::{Control, Entry, Fallback, Peer, PortChunk, Rule, Subject, Workload};
 
@@ -48,10 +49,21 @@ pub static PREFIXES: ArrayOfMaps<LpmTrie<Addr, Peer, 1>, SLOTS> = ArrayOfMaps::n
 /// The key type of [`PREFIXES`]; the same bytes as [`ztseg_common::key::PrefixKey`].
 pub type TrieKey = Key<Addr>;
 
+/// Nothing makes room in these but the agent's sweep.
 #[btf_map]
-pub static FLOWS4: LruHashMap<FlowKey4, FlowState, 131_072> = LruHashMap::new();
+pub static FLOWS4: HashMap<FlowKey4, FlowState, 131_072> = HashMap::new();
 #[btf_map]
-pub static FLOWS6: LruHashMap<FlowKey6, FlowState, 131_072> = LruHashMap::new();
+pub static FLOWS6: HashMap<FlowKey6, FlowState, 131_072> = HashMap::new();
+/// For what goes beyond a workload's share.
+#[btf_map]
+pub static SPILL4: LruHashMap<FlowKey4, FlowState, 16_384> = LruHashMap::new();
+#[btf_map]
+pub static SPILL6: LruHashMap<FlowKey6, FlowState, 16_384> = LruHashMap::new();
+/// By [`ztseg_common::key::scope`].
+#[btf_map]
+pub static USAGE: HashMap<u32, Usage, 16_384, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static TOTALS: Array<Totals, 1> = Array::new();
 
 /// Packets whose fragments are on their way.
 #[btf_map]

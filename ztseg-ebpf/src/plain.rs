@@ -8,10 +8,10 @@ use ztseg_common::state::{FLOW_EXPIRES, FlowState, Phase, SocketState, is_fresh,
 use ztseg_common::value::Control;
 
 use crate::denied;
+use crate::flows::{may_be_spilled, now};
 use crate::maps::{FLOWS4, FLOWS6};
 use crate::policy::Policy;
 use crate::skb::{InPlace, Skb};
-use crate::table::now;
 
 /// What the short way came to.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -143,7 +143,7 @@ fn v4(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
         // times.
         Some(state) => pass(unsafe { &mut *state }, sight, rest),
         None if denied::again(&key, sight) => Answer::Deny,
-        None => Answer::NotThere,
+        None => not_there(),
     }
 }
 
@@ -191,8 +191,13 @@ fn v6(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
     match FLOWS6.get_ptr_mut(&key) {
         // SAFETY: as in `v4`.
         Some(state) => pass(unsafe { &mut *state }, sight, rest),
-        None => Answer::NotThere,
+        None => not_there(),
     }
+}
+
+#[inline(always)]
+fn not_there() -> Answer {
+    if may_be_spilled() { Answer::Unknown } else { Answer::NotThere }
 }
 
 /// Reads the transport header. `IP` is the length of the IP header, `bytes` that of the packet.

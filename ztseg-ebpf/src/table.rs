@@ -2,126 +2,21 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
-use aya_ebpf::helpers::generated::bpf_jiffies64;
-use ztseg_common::addr::{Addr, Port, proto};
+use ztseg_common::addr::proto;
 use ztseg_common::eval::{Decision, Lookup};
-use ztseg_common::event::Counter;
-use ztseg_common::key::{FlowKey4, FlowKey6, Place, WorkloadKey};
+use ztseg_common::key::{Place, WorkloadKey};
 use ztseg_common::packet::{IcmpKind, Packet, Reader, tcp};
-use ztseg_common::state::{
-    FLOW_EXPIRES, FlowState, Phase, Segment, Step, is_fresh, ticks, timeout_seconds,
-};
+use ztseg_common::state::{FLOW_EXPIRES, FlowState, Phase, Segment, Step};
 use ztseg_common::value::{Control, Isolation};
 use ztseg_common::verdict::{Direction, Reason, Verdict};
 
 use crate::flow::Flow;
+use crate::flows::{self, Known, now, place};
 use crate::judge::{Outcome, judge, report};
-use crate::maps::{FLOWS4, FLOWS6, control, count};
+use crate::maps::control;
 use crate::policy::Policy;
 use crate::skb::{Skb, ztseg_parse_quoted};
 use crate::{claim, denied};
-
-/// The state of the flow that a packet belongs to; null: there is none. (No `Option`: its type
-/// information would be refused.)
-#[inline(never)]
-fn find(packet: &Packet, outbound: bool, place: Place) -> *mut FlowState {
-    let (local_port, remote_port) = packet.flow_ports(outbound);
-    let (local, remote) = ends(packet, outbound);
-    if is_v4(packet) {
-        FLOWS4.get_ptr_mut(&key4(local, remote, local_port, remote_port, place))
-    } else {
-        FLOWS6.get_ptr_mut(&key6(local, remote, local_port, remote_port, place))
-    }
-    .unwrap_or(core::ptr::null_mut())
-}
-
-#[inline(never)]
-fn insert(flow: &Flow, state: &FlowState) {
-    let (packet, place) = (&flow.packet, place(flow));
-    let (local_port, remote_port) = packet.flow_ports(flow.is_outbound());
-    let (local, remote) = ends(packet, flow.is_outbound());
-    let done = if is_v4(packet) {
-        FLOWS4.insert(key4(local, remote, local_port, remote_port, place), state, 0)
-    } else {
-        FLOWS6.insert(key6(local, remote, local_port, remote_port, place), state, 0)
-    };
-    if done.is_err() {
-        count(Counter::FlowsNotStored);
-    }
-}
-
-#[inline(never)]
-fn remove(flow: &Flow) {
-    let (packet, place) = (&flow.packet, place(flow));
-    let (local_port, remote_port) = packet.flow_ports(flow.is_outbound());
-    let (local, remote) = ends(packet, flow.is_outbound());
-    // Only what another CPU has removed already is not there.
-    let _ = if is_v4(packet) {
-        FLOWS4.remove(key4(local, remote, local_port, remote_port, place))
-    } else {
-        FLOWS6.remove(key6(local, remote, local_port, remote_port, place))
-    };
-}
-
-#[inline(always)]
-fn place(flow: &Flow) -> Place {
-    Place::new(flow.workload, flow.netns, flow.packet.protocol)
-}
-
-#[inline(always)]
-fn is_v4(packet: &Packet) -> bool {
-    packet.src.is_v4() && packet.dst.is_v4()
-}
-
-#[inline(always)]
-fn ends(packet: &Packet, outbound: bool) -> (&Addr, &Addr) {
-    if outbound { (&packet.src, &packet.dst) } else { (&packet.dst, &packet.src) }
-}
-
-#[inline(always)]
-fn key4(
-    local: &Addr,
-    remote: &Addr,
-    local_port: Port,
-    remote_port: Port,
-    place: Place,
-) -> FlowKey4 {
-    let (local, remote) = (local.last_octets(), remote.last_octets());
-    FlowKey4 { local, remote, local_port, remote_port, place }
-}
-
-#[inline(always)]
-fn key6(
-    local: &Addr,
-    remote: &Addr,
-    local_port: Port,
-    remote_port: Port,
-    place: Place,
-) -> FlowKey6 {
-    FlowKey6 { local: *local, remote: *remote, local_port, remote_port, place }
-}
-
-/// The time in [`ticks`].
-#[inline(always)]
-pub fn now() -> u32 {
-    // SAFETY: a plain helper call.
-    ticks(unsafe { bpf_jiffies64() })
-}
-
-/// The flow's state, unless there is none or it has been silent for too long.
-#[inline(always)]
-fn fresh(
-    packet: &Packet,
-    outbound: bool,
-    place: Place,
-    control: &Control,
-) -> Option<&'static mut FlowState> {
-    // SAFETY: null or a valid pointer from the lookup; words written by several CPUs are counts and
-    // times.
-    let state = unsafe { find(packet, outbound, place).as_mut() }?;
-    let timeout = timeout_seconds(packet.protocol, state.phase);
-    is_fresh(state.last_seen, now(), timeout, control.hz).then_some(state)
-}
 
 /// Judges a packet by the table, and by the rules where that has no valid verdict; keeps what may be
 /// kept. The flow has its subject and its packet; the role that it turns out to have is set in it.
@@ -131,7 +26,9 @@ pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there
     let Some(control) = control() else { return Outcome::once(Verdict::Deny) };
     // A flow that the table has; not one that a SYN opens anew between the same ends.
     let mut goes_on = false;
-    if there && let Some(state) = fresh(&flow.packet, flow.is_outbound(), place(flow), control) {
+    if there && let Some(known) = flows::fresh(&flow.packet, flow.is_outbound(), place(flow)) {
+        let Known { state, spilled } = known;
+        let was_closing = state.phase == Phase::Closing as u8;
         goes_on = step(skb, flow, state) == Step::Continue;
         if goes_on
             && is_judged(state, flow.stamp)
@@ -139,6 +36,9 @@ pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there
         {
             state.last_seen = now();
             state.account(flow.is_outbound(), flow.packet.length);
+            if spilled || (!was_closing && state.phase == Phase::Closing as u8) {
+                flows::ztseg_rebalance(flow, u32::from(spilled));
+            }
             return Outcome::allowed(state.rule, state.flags & FLOW_EXPIRES != 0);
         }
         if goes_on {
@@ -171,7 +71,7 @@ pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there
         }
     } else if goes_on {
         // A flow that was allowed under an older policy must not be found again.
-        remove(flow);
+        flows::ztseg_remove(flow);
     } else if INTERFACE && !adopted {
         denied::remember(flow, outcome);
     }
@@ -191,12 +91,6 @@ fn another_peer(skb: *mut __sk_buff, flow: &Flow, peer: WorkloadKey) -> bool {
     flow.is_loopback()
         && flow.packet.protocol == proto::UDP
         && claim::ztseg_peer_changed(skb, core::ptr::from_ref(flow), peer) != 0
-}
-
-/// Whether the table has the flow of a packet that `place` has sent.
-#[inline(always)]
-pub fn has(packet: &Packet, place: Place) -> bool {
-    !find(packet, true, place).is_null()
 }
 
 /// What the packet does to the flow that it belongs to.
@@ -239,9 +133,7 @@ const ICMP_HEADER: u32 = 8;
 #[inline(never)]
 fn keep(flow: &Flow, outcome: Outcome, goes_on: bool) {
     if goes_on {
-        // SAFETY: as in `fresh`.
-        let state = unsafe { find(&flow.packet, flow.is_outbound(), place(flow)).as_mut() };
-        let Some(state) = state else { return };
+        let Some(state) = flows::again(flow) else { return };
         // The stamp is written last: a packet on another CPU that sees it sees the words before
         // it, too (x86 and BPF_ATOMIC-free stores of one CPU are seen in order; on weaker machines
         // it is judged again at worst).
@@ -250,25 +142,12 @@ fn keep(flow: &Flow, outcome: Outcome, goes_on: bool) {
         state.rule = outcome.rule();
         state.role = flow.role;
         state.reason = outcome.reason();
-        state.flags = state.flags & !FLOW_EXPIRES | expiry(outcome);
+        state.flags = state.flags & !FLOW_EXPIRES | flows::expiry(outcome);
         state.account(flow.is_outbound(), flow.packet.length);
         state.stamp = flow.stamp;
         return;
     }
-    let opens = flow.packet.protocol == proto::TCP && flow.packet.tcp_flags & tcp::SYN != 0;
-    let mut state = FlowState {
-        stamp: flow.stamp,
-        peer: flow.peer,
-        rule: outcome.rule(),
-        last_seen: now(),
-        role: flow.role,
-        reason: outcome.reason(),
-        phase: if opens { Phase::Opening } else { Phase::Established } as u8,
-        flags: expiry(outcome),
-        ..FlowState::default()
-    };
-    state.account(flow.is_outbound(), flow.packet.length);
-    insert(flow, &state);
+    flows::ztseg_insert(flow, outcome.bits());
 }
 
 /// Whether a packet is of a connection that stood before: it says more than that it opens one.
@@ -281,16 +160,9 @@ fn is_midway(packet: &Packet) -> bool {
 /// its stack frame.
 #[inline(never)]
 fn begin(skb: *mut __sk_buff, flow: &Flow) {
-    // SAFETY: as in `fresh`.
-    let state = unsafe { find(&flow.packet, flow.is_outbound(), place(flow)).as_mut() };
-    if let Some(state) = state {
+    if let Some(state) = flows::again(flow) {
         let _ = step(skb, flow, state);
     }
-}
-
-#[inline(always)]
-fn expiry(outcome: Outcome) -> u8 {
-    if outcome.expires() { FLOW_EXPIRES } else { 0 }
 }
 
 #[inline(always)]
@@ -307,7 +179,6 @@ fn adopting(control: &Control, flow: &Flow) -> bool {
 pub extern "C" fn ztseg_quotes_flow(skb: *mut __sk_buff, flow: *const Flow) -> u32 {
     // SAFETY: the verifier checks that the caller's flow is memory of this size.
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
-    let Some(control) = control() else { return 0 };
     let mut quoted = Packet::default();
     let offset = u32::from(flow.packet.l4_offset) + ICMP_HEADER;
     if ztseg_parse_quoted(skb, offset, &raw mut quoted) != 0 {
@@ -321,8 +192,8 @@ pub extern "C" fn ztseg_quotes_flow(skb: *mut __sk_buff, flow: *const Flow) -> u
     let place = Place::new(flow.workload, flow.netns, quoted.protocol);
     // What was judged by an older policy may be denied now; a packet of the flow that is still
     // allowed has renewed it before an error can come back.
-    let known = fresh(&quoted, !flow.is_outbound(), place, control);
-    u32::from(known.is_some_and(|state| is_judged(state, flow.stamp)))
+    let known = flows::fresh(&quoted, !flow.is_outbound(), place);
+    u32::from(known.is_some_and(|known| is_judged(known.state, flow.stamp)))
 }
 
 /// A packet that no rule can be asked about: denied where its direction is isolated or has rules,

@@ -108,6 +108,8 @@ pub struct Core<E> {
     /// Why the last good policy is not what is kept.
     pub(super) not_kept: Option<String>,
     retry_at: Option<Instant>,
+    /// The last sweep failed, which was said.
+    not_swept: bool,
 }
 
 impl<E: Enforcer> Core<E> {
@@ -156,6 +158,7 @@ impl<E: Enforcer> Core<E> {
             last_good,
             not_kept: None,
             retry_at: None,
+            not_swept: false,
         };
         core.accept((generation, clocks), prepared, origin, &files);
         match error {
@@ -491,6 +494,18 @@ impl<E: Enforcer> Core<E> {
         for record in self.security.note(findings, Timestamp::now()) {
             tracing::warn!("security: {}", security_line(&record));
             self.events.publish(record);
+        }
+    }
+
+    /// Lets dead flows give their entries back.
+    pub fn sweep(&mut self) {
+        match self.enforcer.sweep() {
+            Ok(_) => self.not_swept = false,
+            Err(e) if !self.not_swept => {
+                self.not_swept = true;
+                tracing::error!("{}; it is tried again every second", full(&e));
+            }
+            Err(_) => {}
         }
     }
 

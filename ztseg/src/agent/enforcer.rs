@@ -8,6 +8,7 @@ use ztseg_common::key::WorkloadKey;
 use ztseg_common::value::Workload;
 
 use crate::clocks::Clocks;
+use crate::datapath::sweep::Swept;
 use crate::datapath::{
     Committed, Datapath, DatapathError, Finding, InterfaceSide, MapStatus, Options, ProgramStatus,
 };
@@ -34,6 +35,7 @@ pub trait Enforcer: Sized {
     fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError>;
     fn set_early_answers(&mut self, on: bool);
     fn inspect(&mut self) -> Vec<Finding>;
+    fn sweep(&mut self) -> Result<Swept, DatapathError>;
     fn retire_others(&mut self) -> Result<Vec<String>, DatapathError>;
     fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64;
     fn event_fd(&self) -> Result<OwnedFd, DatapathError>;
@@ -85,6 +87,10 @@ impl Enforcer for Datapath {
 
     fn inspect(&mut self) -> Vec<Finding> {
         Self::inspect(self)
+    }
+
+    fn sweep(&mut self) -> Result<Swept, DatapathError> {
+        Self::sweep(self)
     }
 
     fn retire_others(&mut self) -> Result<Vec<String>, DatapathError> {

@@ -26,6 +26,8 @@ const TRANSLATION: Duration = Duration::from_secs(1);
 /// How often the agent looks whether what it put into the kernel is still so: what somebody alters
 /// is noticed within a second.
 const GUARD: Duration = Duration::from_millis(500);
+/// How often some thousand flows are looked at for dead ones.
+const SWEEP: Duration = Duration::from_secs(1);
 /// How long after a change of a policy file the files are read: editors and package managers
 /// write several times.
 const DEBOUNCE: Duration = Duration::from_millis(200);
@@ -80,6 +82,8 @@ pub async fn run<E: Enforcer>(
     translation.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut guard = interval(GUARD);
     guard.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut sweep = interval(SWEEP);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut reread: Option<Instant> = None;
     loop {
         tokio::select! {
@@ -115,6 +119,7 @@ pub async fn run<E: Enforcer>(
                 core.guard();
                 core.follow_clocks(&Clocks::now());
             }
+            _ = sweep.tick() => core.sweep(),
             _ = translation.tick() => core.translation(translates_output()),
         }
     }

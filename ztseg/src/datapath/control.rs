@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 
+use ztseg_common::shares::Shares;
 use ztseg_common::value::Control;
 
 use super::sys::ControlPage;
@@ -56,6 +57,15 @@ impl ControlWord {
         self.page.flags().store(self.written.flags, Ordering::Relaxed);
     }
 
+    /// [`Control::shares`]
+    pub fn set_shares(&mut self, shares: Shares) {
+        self.written.shares = shares;
+        let Shares { guaranteed, limit, free_until, zero: _ } = shares;
+        for (word, value) in self.page.shares().into_iter().zip([guaranteed, limit, free_until]) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
     /// [`Control::adopt_until`]
     pub fn set_adopt_until(&mut self, time: u64) {
         self.written.adopt_until = time;
@@ -89,7 +99,9 @@ impl ControlWord {
             event_budget,
             answer_mark,
             zero: _,
+            shares,
         } = self.written;
+        let [guaranteed, limit, free_until] = page.shares();
         let mut altered = Vec::new();
         let words = [
             ("netns", is.netns, netns, page.netns()),
@@ -103,6 +115,9 @@ impl ControlWord {
             ("hz", is.hz, hz, page.hz()),
             ("event_budget", is.event_budget, event_budget, page.event_budget()),
             ("answer_mark", is.answer_mark, answer_mark, page.answer_mark()),
+            ("shares", is.shares.guaranteed, shares.guaranteed, guaranteed),
+            ("shares", is.shares.limit, shares.limit, limit),
+            ("shares", is.shares.free_until, shares.free_until, free_until),
         ];
         for (name, is, written, word) in halves {
             if is != written {

@@ -18,6 +18,7 @@ mod memory;
 pub mod object;
 mod pin;
 mod programs;
+pub mod sweep;
 pub mod sys;
 mod versions;
 
@@ -33,7 +34,8 @@ use anyhow::Context as _;
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
 use ztseg_common::event::{Counter, EVENT_VERSION, Event};
-use ztseg_common::key::{MAX_CGROUP_LEVEL, WorkloadKey, interface_of, workload_interface};
+use ztseg_common::key::{MAX_CGROUP_LEVEL, WorkloadKey, interface_of, scope, workload_interface};
+use ztseg_common::shares::Usage;
 use ztseg_common::value::{
     CONTROL_EARLY_ANSWER, CONTROL_FAR_INTERFACES, CONTROL_WHOLE_HIERARCHY, Rule,
     WORKLOAD_HOST_SIDE, Workload, generation, slot,
@@ -47,6 +49,7 @@ use self::pin::PinnedMap;
 use self::programs::RARE_PROGRAMS;
 pub use self::programs::{CGROUP_PROGRAMS, TC_PROGRAMS, has_tcx};
 use self::programs::{PINNED_MAPS, Pins, TcHook, kernel};
+use self::sweep::{Sweeper, Swept};
 
 use crate::clocks::Clocks;
 use crate::image::Image;
@@ -183,6 +186,7 @@ pub struct Datapath {
     /// What the generation in force knows of this host, interface flags included.
     workloads: HashMap<WorkloadKey, Workload>,
     interfaces: HashMap<u32, Interface>,
+    sweeper: Sweeper,
     cgroup_attached: bool,
     // Released when the datapath is dropped.
     lock: File,
@@ -230,6 +234,9 @@ impl Datapath {
         let hz = clock::jiffies_per_second().map_err(|e| kernel("measuring the clock", e))?;
         let cookie = sys::netns_cookie().map_err(|e| kernel("asking for the netns cookie", e))?;
         control.set_host(hz, EVENT_BUDGET, cookie);
+        let sweep = programs::program_fd(&ebpf, "ztseg_sweep")
+            .and_then(|fd| Ok(Sweeper::open(&pins, fd.try_clone_to_owned()?, hz)?));
+        let sweeper = sweep.map_err(|e| kernel("opening the flow tables", e))?;
         let pinned = |name| {
             PinnedMap::open(&pins.maps(), name)
                 .map_err(|e| kernel(&format!("opening the map {name}"), e))
@@ -258,6 +265,7 @@ impl Datapath {
             generation: None,
             workloads: HashMap::new(),
             interfaces: HashMap::new(),
+            sweeper,
             cgroup_attached: false,
             lock,
         })
@@ -282,10 +290,34 @@ impl Datapath {
             .map_err(doing)?;
         self.control.set_stamp(stamp);
         self.workloads = workloads;
+        self.share_out();
         let waited = generation::wait_for_grace_period(&self.outer, &new);
         self.generation = Some(new);
         waited.map_err(doing)?;
         Ok(Committed { generation: number })
+    }
+
+    /// Says how much of the flow tables each workload may have.
+    fn share_out(&mut self) {
+        self.control.set_shares(sweep::shares(self.options.capacity.flows, self.workloads.len()));
+    }
+
+    /// Lets some of the flows that have been silent for too long give their entries back; to be
+    /// called once a second.
+    pub fn sweep(&mut self) -> Result<Swept, DatapathError> {
+        let doing = |e| kernel("sweeping the flow tables", e);
+        let swept = self.sweeper.step().map_err(doing)?;
+        if self.sweeper.is_over() {
+            let alive = self.workloads.keys().map(|key| scope(*key)).collect();
+            self.sweeper.close_accounts(&alive).map_err(doing)?;
+        }
+        Ok(swept)
+    }
+
+    /// What the workload has of the flow tables.
+    pub fn flows_of(&self, key: WorkloadKey) -> Result<Usage, DatapathError> {
+        let usage = self.sweeper.usage().map_err(|e| kernel("reading the accounts of flows", e))?;
+        Ok(usage.get(&scope(key)).copied().unwrap_or_default())
     }
 
     fn with_flags(&self, key: WorkloadKey, mut workload: Workload) -> Workload {
@@ -315,7 +347,10 @@ impl Datapath {
         let doing = "taking over the flows of another version";
         let others = versions::others(&self.options.bpffs, &self.pins);
         for other in others.map_err(|e| kernel(doing, e))? {
-            let flows = versions::carry_flows(&other, &self.pins).map_err(|e| kernel(doing, e))?;
+            let carried =
+                versions::carry_flows(&other, &self.pins).map_err(|e| kernel(doing, e))?;
+            self.sweeper.credit(&carried).map_err(|e| kernel(doing, e))?;
+            let flows: u32 = carried.values().map(|credit| credit.v4 + credit.v6).sum();
             tracing::debug!("{flows} flows of {} were taken over", other.display());
         }
         Ok(())
@@ -409,6 +444,7 @@ impl Datapath {
             self.next_epoch();
         }
         self.workloads.insert(key, workload);
+        self.share_out();
         Ok(())
     }
 
@@ -420,6 +456,7 @@ impl Datapath {
             self.next_epoch();
         }
         self.workloads.remove(&key);
+        self.share_out();
         Ok(())
     }
 

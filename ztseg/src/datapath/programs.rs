@@ -42,12 +42,20 @@ pub const RARE_PROGRAMS: [&str; 2] = ["ztseg_ip_from", "ztseg_ip_to"];
 
 /// The flow tables, for IPv4 and IPv6; `capacity.flows` is the size of each.
 pub const FLOW_TABLES: [&str; 2] = ["FLOWS4", "FLOWS6"];
+/// What goes beyond the shares of workloads: an eighth of that each.
+pub const SPILL_TABLES: [&str; 2] = ["SPILL4", "SPILL6"];
+const SPILL_SHARE: u32 = 8;
+const SPILL_LEAST: u32 = 1024;
 
 /// The maps that outlive an agent, besides [`OUTER`].
-pub const PINNED_MAPS: [&str; 9] = [
+pub const PINNED_MAPS: [&str; 13] = [
     "CONTROL",
     "FLOWS4",
     "FLOWS6",
+    "SPILL4",
+    "SPILL6",
+    "USAGE",
+    "TOTALS",
     "FRAGMENTS",
     "EVENTS",
     "COUNTERS",
@@ -109,6 +117,10 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, DatapathError> {
     for name in FLOW_TABLES {
         loader.map_max_entries(name, flows);
     }
+    for name in SPILL_TABLES {
+        loader.map_max_entries(name, (flows / SPILL_SHARE).max(SPILL_LEAST));
+    }
+    loader.map_max_entries("USAGE", options.capacity.workloads);
     loader.override_global("DEBUG", &debug, true);
     loader.verifier_log_level(VerifierLogLevel::STATS);
     for name in OUTER.into_iter().chain(PINNED_MAPS) {

@@ -10,9 +10,10 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use bytemuck::{NoUninit, Pod, Zeroable};
+use ztseg_common::shares::Shares;
 use ztseg_common::value::Control;
 
-pub use super::batch::{map_dump, map_freeze, map_update_batch};
+pub use super::batch::{Walk, map_dump, map_freeze, map_update_batch, map_update_batch_until_full};
 
 /// Commands of `bpf(2)` (`enum bpf_cmd`, uapi/linux/bpf.h).
 #[derive(Clone, Copy)]
@@ -475,6 +476,16 @@ impl ControlPage {
         self.half(std::mem::offset_of!(Control, answer_mark))
     }
 
+    /// [`Control::shares`]: guaranteed, limit, free until.
+    pub fn shares(&self) -> [&AtomicU32; 3] {
+        let at = std::mem::offset_of!(Control, shares);
+        [
+            self.half(at + std::mem::offset_of!(Shares, guaranteed)),
+            self.half(at + std::mem::offset_of!(Shares, limit)),
+            self.half(at + std::mem::offset_of!(Shares, free_until)),
+        ]
+    }
+
     /// A copy of everything.
     pub fn read(&self) -> Control {
         Control {
@@ -486,6 +497,11 @@ impl ControlPage {
             hz: self.hz().load(Ordering::Relaxed),
             event_budget: self.event_budget().load(Ordering::Relaxed),
             answer_mark: self.answer_mark().load(Ordering::Relaxed),
+            shares: {
+                let [guaranteed, limit, free_until] =
+                    self.shares().map(|word| word.load(Ordering::Relaxed));
+                Shares { guaranteed, limit, free_until, zero: 0 }
+            },
             ..Control::default()
         }
     }

@@ -4,18 +4,19 @@
 //! nothing that is denied passes in between. Who opened a flow is carried over from its flow
 //! table, so that a reply is not taken for a new flow; verdicts are not.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::hash::Hash;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use bytemuck::Pod;
-use ztseg_common::key::{FlowKey4, FlowKey6};
+use ztseg_common::key::{FlowKey4, FlowKey6, Place};
+use ztseg_common::shares::Credit;
 use ztseg_common::state::FlowState;
 
-use super::programs::{FLOW_TABLES, Pins, remove_link};
+use super::programs::{FLOW_TABLES, Pins, SPILL_TABLES, remove_link};
+use super::sweep::Key;
 use super::{detach, sys};
 
 /// The folders of other versions.
@@ -37,45 +38,60 @@ pub fn versions(bpffs: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Copies the flows that are missing here, without their verdicts, so that each is judged again
-/// with its role. Gives how many; none where the other version's tables are of another layout.
+/// with its role. Gives how many each workload has got, by [`Place::scope`]; none where the other
+/// version's tables are of another layout, and as many as there is room for.
 ///
 /// Each is copied once more without its network namespace: what the other version wrote down of a
 /// socket is not known here, so its packets come without.
-pub fn carry_flows(other: &Path, pins: &Pins) -> io::Result<usize> {
-    let [v4, v6] = FLOW_TABLES;
+pub fn carry_flows(other: &Path, pins: &Pins) -> io::Result<BTreeMap<u32, Credit>> {
     let anywhere4 = |key: FlowKey4| FlowKey4 { place: key.place.anywhere(), ..key };
     let anywhere6 = |key: FlowKey6| FlowKey6 { place: key.place.anywhere(), ..key };
-    Ok(carry(other, pins, v4, anywhere4)? + carry(other, pins, v6, anywhere6)?)
+    let mut credits = BTreeMap::new();
+    let [to4, to6] = FLOW_TABLES;
+    // First those within the shares, should there not be room for all.
+    for [v4, v6] in [FLOW_TABLES, SPILL_TABLES] {
+        for place in carry(other, pins, (v4, to4), anywhere4)? {
+            let credit = credits.entry(place.scope).or_insert(Credit::default());
+            (credit.scope, credit.v4) = (place.scope, credit.v4 + 1);
+        }
+        for place in carry(other, pins, (v6, to6), anywhere6)? {
+            let credit = credits.entry(place.scope).or_insert(Credit::default());
+            (credit.scope, credit.v6) = (place.scope, credit.v6 + 1);
+        }
+    }
+    Ok(credits)
 }
 
-fn carry<K: Pod + Eq + Hash>(
+/// Gives the places of those that were copied.
+fn carry<K: Key + Eq + Hash>(
     other: &Path,
     pins: &Pins,
-    table: &str,
+    (from, to): (&str, &str),
     anywhere: impl Fn(K) -> K,
-) -> io::Result<usize> {
-    let old = match sys::open_pinned(&other.join("maps").join(table)) {
+) -> io::Result<Vec<Place>> {
+    let old = match sys::open_pinned(&other.join("maps").join(from)) {
         Ok(old) => old,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
     let info = sys::map_info(old.as_fd())?;
     if (info.key_size as usize, info.value_size as usize)
         != (size_of::<K>(), size_of::<FlowState>())
     {
-        return Ok(0);
+        return Ok(Vec::new());
     }
-    let new = sys::open_pinned(&pins.maps().join(table))?;
+    let new = sys::open_pinned(&pins.maps().join(to))?;
     let known: HashSet<K> =
         sys::map_dump::<K, FlowState>(new.as_fd())?.into_iter().map(|(key, _)| key).collect();
-    let (keys, values): (Vec<_>, Vec<_>) = sys::map_dump::<K, FlowState>(old.as_fd())?
+    let (mut keys, values): (Vec<K>, Vec<_>) = sys::map_dump::<K, FlowState>(old.as_fd())?
         .into_iter()
         .flat_map(|(key, state)| [(key, state), (anywhere(key), state)])
         .filter(|(key, _)| !known.contains(key))
         .map(|(key, state)| (key, FlowState { stamp: 0, ..state }))
         .unzip();
-    sys::map_update_batch(new.as_fd(), &keys, &values)?;
-    Ok(keys.len())
+    let copied = sys::map_update_batch_until_full(new.as_fd(), &keys, &values)?;
+    keys.truncate(copied);
+    Ok(keys.iter().map(Key::place).collect())
 }
 
 /// Detaches what another version left, and removes its pins. Says what it removed, one line each.

@@ -10,6 +10,7 @@ use ztseg_common::value::Workload;
 
 use crate::agent::enforcer::Enforcer;
 use crate::clocks::Clocks;
+use crate::datapath::sweep::Swept;
 use crate::datapath::{
     Committed, DatapathError, Finding, InterfaceSide, MapStatus, Options, ProgramStatus,
 };
@@ -120,6 +121,10 @@ impl Enforcer for Fake {
 
     fn set_early_answers(&mut self, on: bool) {
         let _ = self.call(Call::EarlyAnswers(on));
+    }
+
+    fn sweep(&mut self) -> Result<Swept, DatapathError> {
+        Ok(Swept::default())
     }
 
     fn inspect(&mut self) -> Vec<Finding> {
