@@ -250,7 +250,7 @@ impl FlowState {
         use crate::packet::tcp;
         let by_initiator = segment.outbound == (self.role == Role::Initiator as u8);
         let opening = self.phase == Phase::Opening as u8;
-        if segment.flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN {
+        if tcp::is_request(segment.flags) {
             // The first one again; or both ends open at once.
             return if opening { Step::Continue } else { Step::New };
         }

@@ -7,28 +7,35 @@
 use ztseg_common::addr::proto;
 use ztseg_common::event::Counter;
 use ztseg_common::key::{FlowKey4, Place};
+use ztseg_common::packet::tcp;
 use ztseg_common::verdict::Direction;
 
 use crate::emit;
 use crate::flow::Flow;
 use crate::flows::now;
 use crate::judge::Outcome;
-use crate::maps::{DENIAL_SLOTS, DENIALS, Denial, count};
+use crate::maps::{DENIAL_SLOTS, DENIALS, Denial, FLOWS4, count};
 use crate::plain::Sight;
 use crate::policy::Policy;
 
 /// Whether a flow was denied just now, and the packet is counted. False where a new record is due.
+/// `opens`: it is a SYN, which the flow tables were not asked for. What has none may be of a connection
+/// that is older than the attachment, and is not judged like one.
 #[inline(always)]
-pub fn again(key: &FlowKey4, sight: Sight<'_>) -> bool {
+pub fn again(key: &FlowKey4, sight: Sight<'_>, opens: bool) -> bool {
     let Some(denial) = DENIALS.get_ptr_mut(slot(key)) else { return false };
     // SAFETY: this CPU's slot. An interrupt may write it in between: at worst the key of one flow
     // meets the rule of another in the counts; both are denied.
     let denial = unsafe { &*denial };
     if denial.stamp != sight.stamp
         || denial.key != *key
-        || denial.outbound != u16::from(sight.outbound)
+        || denial.sender != sender(sight.outbound, opens)
         || denial.tick != now()
     {
+        return false;
+    }
+    // The other end may have opened the flow since.
+    if opens && FLOWS4.get_ptr(key).is_some() {
         return false;
     }
     if !emit::fold_again(denial.fold) {
@@ -72,8 +79,14 @@ pub fn remember(flow: &Flow, outcome: Outcome) {
         fold: emit::fold_hash(flow, outcome.reason(), outcome.rule()),
         rule: outcome.rule(),
         direction: flow.direction() as u16,
-        outbound: u16::from(flow.is_outbound()),
+        sender: sender(flow.is_outbound(), packet.tcp_flags & tcp::SYN != 0),
     };
+}
+
+/// [`Denial::sender`]
+#[inline(always)]
+fn sender(outbound: bool, opens: bool) -> u16 {
+    u16::from(outbound) | u16::from(opens) << 1
 }
 
 /// Spreads what differs between the flows of a sender: addresses and ports.

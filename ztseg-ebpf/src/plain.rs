@@ -136,13 +136,13 @@ fn v4(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
         place: Place::new(sight.workload, sight.netns, rest.protocol),
     };
     if rest.kind == Kind::Syn {
-        return if denied::again(&key, sight) { Answer::Deny } else { Answer::Unknown };
+        return if denied::again(&key, sight, true) { Answer::Deny } else { Answer::Unknown };
     }
     match FLOWS4.get_ptr_mut(&key) {
         // SAFETY: a valid pointer from the lookup; words written by several CPUs are counts and
         // times.
         Some(state) => pass(unsafe { &mut *state }, sight, rest),
-        None if denied::again(&key, sight) => Answer::Deny,
+        None if denied::again(&key, sight, false) => Answer::Deny,
         None => not_there(),
     }
 }

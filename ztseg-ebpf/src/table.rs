@@ -4,7 +4,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use ztseg_common::addr::proto;
 use ztseg_common::eval::{Decision, Lookup};
-use ztseg_common::key::{Place, WorkloadKey};
+use ztseg_common::key::{IDENTITY_NOBODY, Place, WorkloadKey};
 use ztseg_common::packet::{IcmpKind, Packet, Reader, tcp};
 use ztseg_common::state::{FLOW_EXPIRES, FlowState, Phase, Segment, Step};
 use ztseg_common::value::{Control, Isolation};
@@ -63,7 +63,9 @@ pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there
         outcome = judge::<INTERFACE>(skb, flow);
     }
     if outcome.verdict() == Verdict::Allow {
-        if outcome.keep() {
+        // Who opened it must be known to its replies, also where its verdict is good for one packet. But
+        // nobody replies from a port that nobody has.
+        if outcome.keep() || flow.identity != IDENTITY_NOBODY {
             keep(flow, outcome, goes_on);
             if !goes_on && is_midway(&flow.packet) {
                 begin(skb, flow);
@@ -129,7 +131,7 @@ fn special(skb: *mut __sk_buff, flow: &mut Flow) -> Option<Verdict> {
 
 const ICMP_HEADER: u32 = 8;
 
-/// Keeps the verdict of a flow that is allowed; `goes_on`: the table has it.
+/// Keeps a flow that is allowed, with its verdict where that may be kept; `goes_on`: the table has it.
 #[inline(never)]
 fn keep(flow: &Flow, outcome: Outcome, goes_on: bool) {
     if goes_on {
@@ -144,7 +146,7 @@ fn keep(flow: &Flow, outcome: Outcome, goes_on: bool) {
         state.reason = outcome.reason();
         state.flags = state.flags & !FLOW_EXPIRES | flows::expiry(outcome);
         state.account(flow.is_outbound(), flow.packet.length);
-        state.stamp = flow.stamp;
+        state.stamp = outcome.stamp(flow.stamp);
         return;
     }
     flows::ztseg_insert(flow, outcome.bits());
@@ -153,7 +155,7 @@ fn keep(flow: &Flow, outcome: Outcome, goes_on: bool) {
 /// Whether a packet is of a connection that stood before: it says more than that it opens one.
 #[inline(always)]
 fn is_midway(packet: &Packet) -> bool {
-    packet.protocol == proto::TCP && packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) != tcp::SYN
+    packet.protocol == proto::TCP && !tcp::is_request(packet.tcp_flags)
 }
 
 /// What the first segment of a new flow acknowledges or ends counts, too. A function of its own for

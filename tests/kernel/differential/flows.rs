@@ -21,7 +21,7 @@ use crate::environment::Environment;
 /// Decisions a run.
 const DECISIONS: u32 = 100_000;
 /// Steps of a sequence: some hundred packets, a few policies.
-const STEPS: usize = 400;
+const STEPS: usize = 800;
 /// A sequence takes a part of a second. One that is held up is left, since real time counts for the
 /// kernel; timeouts are exact to [`MARGIN`].
 const PATIENCE: Duration = Duration::from_secs(MARGIN - 1);
@@ -183,13 +183,19 @@ impl Sequence<'_> {
         match step {
             Step::Packet { from, to, packet } => return self.packet(*from, *to, packet),
             Step::Commit { number, soon } => self.new_policy(*number, *soon)?,
-            Step::Again => self.commit()?,
+            Step::Again => self.commit(self.wall())?,
+            Step::Set { number } => self.commit(moment(&mut seeded(self.seed, *number)))?,
             Step::Put { workload, like } => self.put(*workload, *like)?,
             Step::Remove { workload } => self.remove(*workload)?,
             Step::Pass { seconds } => self.pass(*seconds)?,
             Step::Silence { flow, early } => self.silence(*flow, *early)?,
             Step::Wait => self.wait(),
         }
+        let changes = matches!(
+            step,
+            Step::Commit { .. } | Step::Again | Step::Set { .. } | Step::Put { .. } | Step::Remove { .. }
+        );
+        self.model.changes += u64::from(changes);
         Ok(After::Goes)
     }
 
@@ -262,9 +268,8 @@ impl Sequence<'_> {
         Ok(())
     }
 
-    /// The policy that is in force, once more; with the workloads as they are now.
-    fn commit(&mut self) -> Result<()> {
-        let wall = self.wall();
+    /// The policy that is in force, once more, at a time of day; with the workloads as they are now.
+    fn commit(&mut self, wall: Timestamp) -> Result<()> {
         self.clocks = Clocks { wall, ..Clocks::now() };
         let mut image = self.image.clone();
         image.workloads.clear();
@@ -295,23 +300,13 @@ impl Sequence<'_> {
         Ok(())
     }
 
-    /// Time passes: for flows and for the time of day.
+    /// Time passes, for flows; the time of day is set apart.
     fn pass(&mut self, seconds: u64) -> Result<()> {
-        if self.model.now + seconds > LONGEST {
-            return Ok(());
+        if self.model.now + seconds <= LONGEST {
+            self.model.now += seconds;
+            self.line.age(seconds)?;
+            self.tally.clocks += 1;
         }
-        self.model.now += seconds;
-        self.line.age(seconds)?;
-        let wall = self.wall() + SignedDuration::from_secs(i64::try_from(seconds)?);
-        // Nobody can set the clock that the kernel's ends of rules are on: the agent's answer to a
-        // clock that was set is the same policy with other ends.
-        if self.ends().any(|end| end > self.wall()) {
-            self.clocks = Clocks { wall, ..Clocks::now() };
-            self.commit()?;
-        } else {
-            self.clocks = Clocks { wall, ..Clocks::now() };
-        }
-        self.tally.clocks += 1;
         Ok(())
     }
 

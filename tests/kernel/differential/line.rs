@@ -8,11 +8,13 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use bytemuck::Pod;
 use ztseg::clocks::Clocks;
 use ztseg::datapath::sys::{map_delete, map_dump, map_lookup, map_update, open_pinned, test_run};
 use ztseg::datapath::{Capacity, Datapath};
 use ztseg::image::Image;
 use ztseg_common::key::{FlowKey4, FlowKey6, WorkloadKey, workload_interface};
+use ztseg_common::shares::{Totals, Usage};
 use ztseg_common::state::{FlowState, ticks};
 use ztseg_common::value::{Control, Workload};
 
@@ -54,8 +56,11 @@ pub(super) struct Line {
     /// Leads everywhere else.
     uplink: u32,
     control: OwnedFd,
-    flows4: OwnedFd,
-    flows6: OwnedFd,
+    /// The flow tables of each IP version, with what was spilled, and who has how much of them.
+    flows4: [OwnedFd; 2],
+    flows6: [OwnedFd; 2],
+    usage: OwnedFd,
+    totals: OwnedFd,
     /// Jiffies a second.
     hz: u32,
 }
@@ -71,13 +76,26 @@ impl Line {
             let path = unattached.maps().join(name);
             open_pinned(&path).with_context(|| format!("cannot open {}", path.display()))
         };
-        let (control, flows4, flows6) = (pin("CONTROL")?, pin("FLOWS4")?, pin("FLOWS6")?);
+        let flows4 = [pin("FLOWS4")?, pin("SPILL4")?];
+        let flows6 = [pin("FLOWS6")?, pin("SPILL6")?];
+        let (control, usage, totals) = (pin("CONTROL")?, pin("USAGE")?, pin("TOTALS")?);
         let datapath = unattached.get()?;
         let programs =
             [datapath.program_fd("ztseg_tc_to")?, datapath.program_fd("ztseg_tc_from")?];
         let uplink = nix::net::if_::if_nametoindex("zt-flow-up")?;
         let hz = read(&control)?.hz;
-        Ok(Self { unattached, programs, interfaces, uplink, control, flows4, flows6, hz })
+        Ok(Self {
+            unattached,
+            programs,
+            interfaces,
+            uplink,
+            control,
+            flows4,
+            flows6,
+            usage,
+            totals,
+            hz,
+        })
     }
 
     /// The key of a workload.
@@ -139,24 +157,26 @@ impl Line {
     /// Lets all flows have been silent for so many seconds more. The kernel's clock cannot be set.
     pub(super) fn age(&self, seconds: u64) -> Result<()> {
         let by = ticks(seconds * u64::from(self.hz));
-        age::<FlowKey4>(self.flows4.as_fd(), by)?;
-        age::<FlowKey6>(self.flows6.as_fd(), by)
+        self.flows4.iter().try_for_each(|table| age::<FlowKey4>(table.as_fd(), by))?;
+        self.flows6.iter().try_for_each(|table| age::<FlowKey6>(table.as_fd(), by))
     }
 
     /// How many flows are in the tables.
     pub(super) fn flows(&self) -> Result<usize> {
-        Ok(all::<FlowKey4>(self.flows4.as_fd())?.len() + all::<FlowKey6>(self.flows6.as_fd())?.len())
+        let mut count = 0;
+        for [v4, v6] in [0, 1].map(|table| [&self.flows4[table], &self.flows6[table]]) {
+            count += all::<FlowKey4, FlowState>(v4.as_fd())?.len();
+            count += all::<FlowKey6, FlowState>(v6.as_fd())?.len();
+        }
+        Ok(count)
     }
 
     /// Empties the tables.
     pub(super) fn forget(&self) -> Result<()> {
-        for (key, _) in all::<FlowKey4>(self.flows4.as_fd())? {
-            map_delete(self.flows4.as_fd(), &key)?;
-        }
-        for (key, _) in all::<FlowKey6>(self.flows6.as_fd())? {
-            map_delete(self.flows6.as_fd(), &key)?;
-        }
-        Ok(())
+        self.flows4.iter().try_for_each(|table| empty::<FlowKey4, FlowState>(table.as_fd()))?;
+        self.flows6.iter().try_for_each(|table| empty::<FlowKey6, FlowState>(table.as_fd()))?;
+        empty::<u32, Usage>(self.usage.as_fd())?;
+        map_update(self.totals.as_fd(), &0u32, &Totals::default()).context("cannot write totals")
     }
 }
 
@@ -166,14 +186,21 @@ fn read(control: &OwnedFd) -> Result<Control> {
     Ok(value[0])
 }
 
-fn all<K: bytemuck::Pod>(table: BorrowedFd<'_>) -> Result<Vec<(K, FlowState)>> {
-    map_dump(table).context("cannot read a flow table")
+fn all<K: Pod, V: Pod>(table: BorrowedFd<'_>) -> Result<Vec<(K, V)>> {
+    map_dump(table).context("cannot read a table")
 }
 
-fn age<K: bytemuck::Pod>(table: BorrowedFd<'_>, by: u32) -> Result<()> {
-    for (key, state) in all::<K>(table)? {
+fn age<K: Pod>(table: BorrowedFd<'_>, by: u32) -> Result<()> {
+    for (key, state) in all::<K, FlowState>(table)? {
         let older = FlowState { last_seen: state.last_seen.wrapping_sub(by), ..state };
         map_update(table, &key, &older).context("cannot write a flow")?;
+    }
+    Ok(())
+}
+
+fn empty<K: Pod, V: Pod>(table: BorrowedFd<'_>) -> Result<()> {
+    for (key, _) in all::<K, V>(table)? {
+        map_delete(table, &key).context("cannot empty a table")?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use ztseg::image::SegmentSet;
 use ztseg::policy::oracle::{self, PeerFacts};
-use ztseg::policy::resolved::{Action, Isolation, Mode, Resolved, Side};
+use ztseg::policy::resolved::{Isolation, Resolved, SegmentId, Side};
 use ztseg_common::addr::proto;
 use ztseg_common::verdict::Direction;
 
@@ -70,6 +70,8 @@ struct Flow {
     connection: Option<Connection>,
     /// When its last packet came.
     seen: u64,
+    /// [`Model::changes`] at that time.
+    judged: u64,
 }
 
 /// Policy, workloads, flows and clocks.
@@ -84,6 +86,8 @@ pub(super) struct Model {
     pub(super) adopting: bool,
     /// Seconds that have passed.
     pub(super) now: u64,
+    /// How often the policy or a workload changed.
+    pub(super) changes: u64,
     flows: BTreeMap<Key, Flow>,
 }
 
@@ -95,6 +99,7 @@ impl Model {
             owners,
             adopting: false,
             now: 0,
+            changes: 0,
             flows: BTreeMap::new(),
         }
     }
@@ -121,7 +126,7 @@ impl Model {
             return Fate::Passes;
         }
         if matches!(packet.content, Content::Cut) {
-            return self.without_rules(wall, workload, direction);
+            return self.without_rules(workload, direction);
         }
         if outbound && self.is_forged(workload, packet.source) {
             return Fate::Dropped;
@@ -134,11 +139,17 @@ impl Model {
                     let key = key(workload, !outbound, about);
                     match self.known(&key) {
                         Err(open) => return open,
-                        Ok(Some(_)) => return Fate::Open, // TEMPORARY
+                        // Which of its own packets come first after a change is not promised, nor
+                        // while it hangs on the end of another rule.
+                        Ok(Some(flow)) if self.allows(wall, &key, flow) => {
+                            let ends = self.resolved.rules.iter().any(|r| r.expires.is_some());
+                            let judged = flow.judged == self.changes && !ends;
+                            return if judged { Fate::Passes } else { Fate::Open };
+                        }
                         Ok(_) => {}
                     }
                 }
-                return self.without_rules(wall, workload, direction);
+                return self.without_rules(workload, direction);
             }
             _ => {}
         }
@@ -171,8 +182,9 @@ impl Model {
             service: service(sight.packet),
             connection: segment.map(|segment| Connection::begin(OPENER, segment)),
             seen: self.now,
+            judged: self.changes,
         });
-        flow.seen = self.now;
+        (flow.seen, flow.judged) = (self.now, self.changes);
         let mut allowed = self.allows(wall, &key, &flow);
         let stood_before = segment.is_some_and(|s| s.flags & ztseg_common::packet::tcp::SYN == 0);
         if !allowed && !goes_on && self.adopting && stood_before {
@@ -229,9 +241,9 @@ impl Model {
 
     /// A packet that no rule can be asked about: denied where its direction is isolated or has rules,
     /// passed in audit mode, and passed where no policy is.
-    fn without_rules(&self, wall: Timestamp, workload: usize, direction: Direction) -> Fate {
+    fn without_rules(&self, workload: usize, direction: Direction) -> Fate {
         let Some(subject) = self.segments(workload) else { return Fate::Passes };
-        let of_segment = |id: &ztseg::policy::resolved::SegmentId| {
+        let of_segment = |id: &SegmentId| {
             let segment = &self.resolved.segments[id.0 as usize];
             if direction == Direction::Ingress { segment.ingress } else { segment.egress }
         };
@@ -243,20 +255,11 @@ impl Model {
             return Fate::Passes;
         }
         let concerned = |side: &Side| side.any || side.segments.iter().any(|s| subject.contains(s));
-        let mut rules = self.resolved.rules.iter().filter(|rule| {
+        let has_rules = self.resolved.rules.iter().any(|rule| {
             concerned(if direction == Direction::Ingress { &rule.to } else { &rule.from })
         });
-        let Some(first) = rules.next() else { return Fate::Passes };
-        let denies = [first].into_iter().chain(rules).any(|rule| {
-            let theirs = if direction == Direction::Ingress { &rule.from } else { &rule.to };
-            rule.built_in.is_none()
-                && rule.action == Action::Deny
-                && rule.mode == Mode::Enforce
-                && rule.expires.is_none_or(|end| wall < end)
-                && (theirs.any || theirs.networks.iter().any(|n| n.except.is_empty()))
-        });
-        // A rule that can deny nothing (any more) is not written about.
-        if denies { Fate::Dropped } else { Fate::Open }
+        // A rule that no packet can meet is not one for the kernel, which is not written about.
+        if has_rules { Fate::Open } else { Fate::Passes }
     }
 }
 

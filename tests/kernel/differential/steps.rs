@@ -37,6 +37,8 @@ pub(super) enum Step {
     Put { workload: usize, like: usize },
     /// A workload goes.
     Remove { workload: usize },
+    /// The time of day is set.
+    Set { number: u64 },
     /// So many seconds pass.
     Pass { seconds: u64 },
     /// Time passes to just before a flow has been silent for too long (`early`), or beyond; the
@@ -91,9 +93,11 @@ impl Steps {
     pub(super) fn next(&mut self) -> Step {
         let rng = &mut self.rng;
         match rng.u32(0..1000) {
-            0..5 => Step::Commit { number: rng.u64(..), soon: rng.u8(0..4) == 0 },
-            5..10 => Step::Again,
-            10..30 => Step::Put { workload: rng.usize(0..WORKLOADS), like: rng.usize(0..WORKLOADS) },
+            // These wait for the kernel, all others take microseconds.
+            0..4 => Step::Commit { number: rng.u64(..), soon: rng.u8(0..4) == 0 },
+            4..6 => Step::Again,
+            6..8 => Step::Set { number: rng.u64(..) },
+            8..30 => Step::Put { workload: rng.usize(0..WORKLOADS), like: rng.usize(0..WORKLOADS) },
             30..40 => Step::Remove { workload: rng.usize(0..WORKLOADS) },
             40..50 => Step::Pass { seconds: rng.u64(1..400) },
             50..75 => Step::Silence { flow: rng.usize(..), early: rng.bool() },

@@ -75,6 +75,12 @@ pub mod tcp {
     pub const RST: u8 = 0x04;
     /// The acknowledgement field is significant.
     pub const ACK: u8 = 0x10;
+
+    /// Whether a segment with these flags asks for a connection.
+    #[inline(always)]
+    pub const fn is_request(flags: u8) -> bool {
+        flags & (SYN | ACK | RST) == SYN
+    }
 }
 
 /// A parsed packet: the fields that a verdict needs.

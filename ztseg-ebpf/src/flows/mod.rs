@@ -156,7 +156,7 @@ pub extern "C" fn ztseg_insert(flow: *const Flow, outcome: u64) -> u32 {
     let outcome = Outcome::from_bits(outcome);
     let opens = flow.packet.protocol == proto::TCP && flow.packet.tcp_flags & tcp::SYN != 0;
     let mut state = FlowState {
-        stamp: flow.stamp,
+        stamp: outcome.stamp(flow.stamp),
         peer: flow.peer,
         rule: outcome.rule(),
         last_seen: now(),
