@@ -271,7 +271,7 @@ impl FlowState {
         use crate::packet::tcp;
         let by_initiator = segment.outbound == (self.role == Role::Initiator as u8);
         let opening = self.phase == Phase::Opening as u8;
-        if segment.flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN {
+        if tcp::is_request(segment.flags) {
             // The first one again; or both ends open at once.
             return if opening { Step::Continue } else { Step::New };
         }
@@ -330,7 +330,8 @@ impl FlowState {
             INIT => return if opening { Step::Continue } else { Step::New },
             ABORT | COMPLETE => {
                 // The end's own tag, or with the T bit the other's (RFC 9260 section 8.5.1).
-                let knows = chunk.tag == self.local_ack || chunk.tag == self.remote_ack;
+                let knows =
+                    chunk.tag != 0 && (chunk.tag == self.local_ack || chunk.tag == self.remote_ack);
                 if self.phase != Phase::Established as u8 || knows {
                     self.phase = Phase::Closing as u8;
                 }

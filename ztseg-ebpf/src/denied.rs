@@ -7,29 +7,36 @@
 use ztseg_common::addr::proto;
 use ztseg_common::event::Counter;
 use ztseg_common::key::{FlowKey4, Place};
+use ztseg_common::packet::tcp;
 use ztseg_common::verdict::Direction;
 
 use crate::emit;
 use crate::flow::Flow;
 use crate::flows::now;
 use crate::judge::Outcome;
-use crate::maps::{DENIAL_SLOTS, DENIALS, count};
+use crate::maps::{DENIAL_SLOTS, DENIALS, FLOWS4, count};
 use crate::policy::Policy;
 
 /// Whether a flow was denied just now, and the packet is counted. False where a new record is due.
+/// `opens`: it is a SYN, which the flow tables were not asked for. What has none may be of a connection
+/// that is older than the attachment, and is not judged like one.
 ///
 /// A function of its own for its stack frame.
 #[inline(never)]
-pub fn again(key: &FlowKey4, stamp: u64, outbound: bool) -> bool {
+pub fn again(key: &FlowKey4, stamp: u64, outbound: bool, opens: bool) -> bool {
     let Some(denial) = DENIALS.get_ptr_mut(slot(key)) else { return false };
     // SAFETY: this CPU's slot. An interrupt may write it in between: at worst the key of one flow
     // meets the rule of another in the counts; both are denied.
     let denial = unsafe { &*denial };
     if denial.stamp != stamp
         || denial.key != *key
-        || denial.outbound != u16::from(outbound)
+        || denial.sender != sender(outbound, opens)
         || denial.tick != now()
     {
+        return false;
+    }
+    // The other end may have opened the flow since.
+    if opens && FLOWS4.get_ptr(key).is_some() {
         return false;
     }
     if !emit::fold_again(denial.fold) {
@@ -78,8 +85,14 @@ pub extern "C" fn ztseg_remember_denial(flow: *const Flow, outcome: u64) -> u32 
     denial.fold = emit::fold_hash(flow, outcome.reason(), outcome.rule());
     denial.rule = outcome.rule();
     denial.direction = flow.direction() as u16;
-    denial.outbound = u16::from(flow.is_outbound());
+    denial.sender = sender(flow.is_outbound(), packet.tcp_flags & tcp::SYN != 0);
     1
+}
+
+/// [`Denial::sender`]
+#[inline(always)]
+fn sender(outbound: bool, opens: bool) -> u16 {
+    u16::from(outbound) | u16::from(opens) << 1
 }
 
 /// Spreads what differs between the flows of a sender: addresses and ports.

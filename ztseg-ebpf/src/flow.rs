@@ -160,11 +160,15 @@ impl Flow {
         }
     }
 
-    /// The port or ICMP type that rules match: at the end that was asked.
+    /// The port or ICMP type that rules match: at the end that was asked. Of an echo it is the type
+    /// of the message that opened the flow, whichever of the two this is.
     #[inline(always)]
     pub fn service(&self) -> u16 {
         match self.packet.protocol {
-            proto::ICMP | proto::ICMPV6 => u16::from(self.packet.icmp_type),
+            proto::ICMP | proto::ICMPV6 => {
+                let opens = self.is_outbound() == self.is_initiator();
+                u16::from(self.packet.icmp_type_of_flow(opens))
+            }
             _ if self.is_initiator() => self.remote_port().get(),
             _ => self.local_port().get(),
         }

@@ -82,6 +82,13 @@ impl Outcome {
         self.0 & Self::KEEP != 0
     }
 
+    /// The stamp that a flow gets which is judged under `stamp`: zero, which is none, where each of its
+    /// packets is to be judged.
+    #[inline(always)]
+    pub fn stamp(self, stamp: u64) -> u64 {
+        if self.keep() { stamp } else { 0 }
+    }
+
     /// Whether it ends with the rule that decided.
     #[inline(always)]
     pub fn expires(self) -> bool {

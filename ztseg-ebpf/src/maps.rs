@@ -166,8 +166,8 @@ pub struct Denial {
     pub rule: u32,
     /// A [`ztseg_common::verdict::Direction`].
     pub direction: u16,
-    /// The packet left the subject.
-    pub outbound: u16,
+    /// Whether the packet left the subject, and whether it had a SYN.
+    pub sender: u16,
 }
 
 /// Slots of [`DENIALS`]; a power of two.

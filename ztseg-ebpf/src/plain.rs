@@ -159,7 +159,7 @@ fn v4(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
         place: Place::of(sight.scope, sight.netns, rest.protocol),
     };
     if rest.kind == Kind::Syn {
-        return if denied::again(&key, sight.stamp, sight.outbound) {
+        return if denied::again(&key, sight.stamp, sight.outbound, true) {
             Answer::Deny
         } else {
             Answer::Unknown
@@ -169,7 +169,7 @@ fn v4(skb: &Skb, offset: u32, sight: Sight<'_>) -> Answer {
         // SAFETY: a valid pointer from the lookup; words written by several CPUs are counts and
         // times.
         Some(state) => pass(unsafe { &mut *state }, sight, rest),
-        None if denied::again(&key, sight.stamp, sight.outbound) => Answer::Deny,
+        None if denied::again(&key, sight.stamp, sight.outbound, false) => Answer::Deny,
         None => not_there(),
     }
 }

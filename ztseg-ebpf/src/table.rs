@@ -4,8 +4,8 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use ztseg_common::addr::proto;
 use ztseg_common::eval::{Decision, Lookup};
-use ztseg_common::key::{Place, WorkloadKey};
-use ztseg_common::packet::{IcmpKind, Packet, Reader, tcp};
+use ztseg_common::key::{IDENTITY_NOBODY, Place, WorkloadKey};
+use ztseg_common::packet::{IcmpKind, Packet, Reader, SctpKind, tcp};
 use ztseg_common::state::{Chunk, FLOW_EXPIRES, FlowState, Phase, Segment, Step};
 use ztseg_common::value::{Control, Isolation};
 use ztseg_common::verdict::{Direction, Reason, Verdict};
@@ -57,10 +57,17 @@ pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there
         outcome = judge::<INTERFACE>(skb, flow);
     }
     if outcome.verdict() == Verdict::Allow {
-        match (outcome.keep(), goes_on) {
-            (false, _) => {}
-            (true, true) => renew(flow, outcome),
-            (true, false) => drop(flows::ztseg_insert(flow, outcome.bits())),
+        // Who opened it must be known to its replies, also where its verdict is good for one packet. But
+        // nobody replies from a port that nobody has.
+        if outcome.keep() || flow.identity != IDENTITY_NOBODY {
+            if goes_on {
+                renew(flow, outcome);
+            } else {
+                flows::ztseg_insert(flow, outcome.bits());
+                if is_midway(&flow.packet) {
+                    begin(skb, flow);
+                }
+            }
         }
     } else if goes_on {
         // A flow that was allowed under an older policy must not be found again.
@@ -129,7 +136,7 @@ pub fn special<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow) -> O
 
 const ICMP_HEADER: u32 = 8;
 
-/// Keeps the new verdict of a flow that is known and allowed.
+/// Keeps a flow that is known and allowed, with its new verdict where that may be kept.
 #[inline(always)]
 fn renew(flow: &Flow, outcome: Outcome) {
     let Some(state) = flows::again(flow) else { return };
@@ -143,7 +150,26 @@ fn renew(flow: &Flow, outcome: Outcome) {
     state.reason = outcome.reason();
     state.flags = state.flags & !FLOW_EXPIRES | flows::expiry(outcome);
     state.account(flow.is_outbound(), flow.packet.length);
-    state.stamp = flow.stamp;
+    state.stamp = outcome.stamp(flow.stamp);
+}
+
+/// Whether a packet is of a connection that stood before: it says more than that it opens one.
+#[inline(always)]
+fn is_midway(packet: &Packet) -> bool {
+    match packet.protocol {
+        proto::TCP => !tcp::is_request(packet.tcp_flags),
+        proto::SCTP => !packet.is_sctp(SctpKind::Init),
+        _ => false,
+    }
+}
+
+/// What the first segment of a new flow acknowledges or ends counts, too. A function of its own for
+/// its stack frame.
+#[inline(never)]
+fn begin(skb: *mut __sk_buff, flow: &Flow) {
+    if let Some(state) = flows::again(flow) {
+        let _ = step(skb, flow, state);
+    }
 }
 
 #[inline(always)]

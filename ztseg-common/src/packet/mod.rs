@@ -75,6 +75,12 @@ pub mod tcp {
     pub const RST: u8 = 0x04;
     /// The acknowledgement field is significant.
     pub const ACK: u8 = 0x10;
+
+    /// Whether a segment with these flags asks for a connection.
+    #[inline(always)]
+    pub const fn is_request(flags: u8) -> bool {
+        flags & (SYN | ACK | RST) == SYN
+    }
 }
 
 /// A parsed packet: the fields that a verdict needs.
@@ -130,6 +136,23 @@ impl Packet {
     #[inline(always)]
     pub const fn is_icmp(&self, kind: IcmpKind) -> bool {
         self.message == kind as u8
+    }
+
+    /// The type of the ICMP message that opened the flow of this one, which `opens` says whether the
+    /// same end has sent.
+    #[inline(always)]
+    pub const fn icmp_type_of_flow(&self, opens: bool) -> u8 {
+        if opens {
+            return self.icmp_type;
+        }
+        // An echo's answer comes from the other end.
+        match (self.protocol, self.icmp_type) {
+            (proto::ICMP, 0) => 8,
+            (proto::ICMP, 8) => 0,
+            (proto::ICMPV6, 128) => 129,
+            (proto::ICMPV6, 129) => 128,
+            (_, icmp_type) => icmp_type,
+        }
     }
 
     /// Whether it is an SCTP packet whose first chunk is of this kind.

@@ -159,7 +159,7 @@ pub extern "C" fn ztseg_insert(flow: *const Flow, outcome: u64) -> u32 {
         _ => flow.packet.is_sctp(SctpKind::Init),
     };
     let mut state = FlowState {
-        stamp: flow.stamp,
+        stamp: outcome.stamp(flow.stamp),
         peer: flow.peer,
         rule: outcome.rule(),
         last_seen: now(),

@@ -23,16 +23,12 @@ use ztseg_common::key::workload_interface;
 use ztseg_common::packet::{IcmpKind, parse};
 use ztseg_common::verdict::Direction;
 
-use crate::Body;
+use super::decisions;
 use crate::environment::Environment;
 use crate::programs::Unattached;
 
-/// The tests of this file.
-pub(crate) const TESTS: &[(&str, Body)] =
-    &[("differential::oracle_equals_kernel", oracle_equals_kernel)];
-
-/// Decisions a run; `ZTSEG_DECISIONS` overrides.
-const DECISIONS: usize = 20_000;
+/// Decisions a run.
+const DECISIONS: u32 = 20_000;
 /// Questions for each policy: a commit waits for a grace period, a question takes microseconds.
 const QUESTIONS: u64 = 400;
 /// The generator makes at most this many workloads.
@@ -43,9 +39,8 @@ pub(crate) const DROPPED: u32 = 2;
 /// `TC_ACT_REDIRECT`: it goes back as the answer to itself.
 pub(crate) const ANSWERED: u32 = 7;
 
-fn oracle_equals_kernel(_: &Environment) -> Result<()> {
-    let wanted = std::env::var("ZTSEG_DECISIONS").ok().and_then(|n| n.parse().ok());
-    let wanted = wanted.unwrap_or(DECISIONS);
+pub(super) fn oracle_equals_kernel(_: &Environment) -> Result<()> {
+    let wanted = decisions(DECISIONS);
     let seed = seed();
     // A namespace belongs to a thread; this one's ends with it.
     let run = std::thread::spawn(move || -> Result<usize> {
