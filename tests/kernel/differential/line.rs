@@ -21,8 +21,6 @@ use ztseg_common::value::{Control, Workload};
 use super::single::{ANSWERED, DROPPED, PASSES, context};
 use crate::programs::Unattached;
 
-/// `TC_ACT_REDIRECT`: denied, and the answer goes back.
-
 /// As many workloads as the generator makes.
 pub(super) const WORKLOADS: usize = 8;
 
