@@ -12,6 +12,7 @@ fn segment(name: &str, selectors: Vec<Selector>) -> Segment {
         policy: "p".into(),
         ingress: Isolation::Enforce,
         egress: Isolation::Enforce,
+        reject: false,
         selectors,
         addresses: Vec::new(),
         position: Position { file: "p.yaml".into(), line: 1, column: 1 },
