@@ -225,7 +225,7 @@ mod tests {
     }
 
     fn policy(rules: Vec<Rule>) -> Resolved {
-        let segment = |name: &str, addresses: &[&str]| super::super::resolved::Segment {
+        let segment = |name: &str, addresses: &[&str]| Segment {
             name: name.into(),
             policy: "p".into(),
             ingress: Isolation::Enforce,
