@@ -22,6 +22,7 @@ mod matrix;
 mod programs;
 mod reject;
 mod sequences;
+mod sockets;
 mod toolchain;
 mod upgrade;
 mod worlds;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         fragments::TESTS,
         expiry::TESTS,
         reject::TESTS,
+        sockets::TESTS,
         worlds::TESTS,
         commit::TESTS,
         agents::TESTS,
