@@ -87,6 +87,7 @@ impl Input {
                 policy: "bench".into(),
                 ingress: Isolation::Enforce,
                 egress: Isolation::Enforce,
+                reject: false,
                 selectors: Vec::new(),
                 addresses: Vec::new(),
                 position: position(),

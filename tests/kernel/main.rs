@@ -23,6 +23,7 @@ mod pressure;
 mod programs;
 mod reject;
 mod sequences;
+mod sockets;
 mod toolchain;
 mod upgrade;
 mod worlds;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         expiry::TESTS,
         pressure::TESTS,
         reject::TESTS,
+        sockets::TESTS,
         worlds::TESTS,
         commit::TESTS,
         agents::TESTS,

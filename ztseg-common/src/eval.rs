@@ -98,7 +98,7 @@ pub struct Decision {
     pub audit: bool,
     /// The deciding rule asks for a report of what it allows.
     pub log: bool,
-    /// The deciding rule asks for an answer to what it denies.
+    /// The deciding rule, or the segment whose isolation denies, asks for an answer to that.
     pub reject: bool,
     /// How long the verdict is good.
     pub keep: Keep,
@@ -153,6 +153,10 @@ pub fn decide<L: Lookup>(policy: &L, query: &Query) -> Decision {
             decision.log = rule.flags & RULE_LOG != 0;
             decision.reject = verdict == Verdict::Deny && rule.flags & RULE_REJECT != 0;
         }
+    }
+    // Behind the rules: the table of a kernel has a row of zeros for "no rule".
+    if verdict == Verdict::Deny && found.reason == Reason::Isolation {
+        decision.reject = subject.rejects(query.direction);
     }
     if query.peer.identity == IDENTITY_NOBODY {
         decision.keep = Keep::Never;
@@ -276,7 +280,7 @@ mod tests {
 
     use super::*;
     use crate::key::{ADDRESS_UNKNOWN, IDENTITY_UNKNOWN, PORT_UNNAMED, shape};
-    use crate::value::Ranks;
+    use crate::value::{Ranks, SUBJECT_REJECT_EGRESS, SUBJECT_REJECT_INGRESS};
 
     #[derive(Default)]
     struct Table {
@@ -472,6 +476,22 @@ mod tests {
         t.rules[1].flags = RULE_REJECT;
         assert!(decide(&t, &query()).reject);
         t.rules[1].action = Action::Allow as u8;
+        assert!(!decide(&t, &query()).reject);
+    }
+
+    #[test]
+    fn an_isolation_that_rejects_says_so_for_its_direction_alone() {
+        let mut t = table(Isolation::Enforce, Entry::default(), &[]);
+        for (flags, reject) in [(SUBJECT_REJECT_INGRESS, true), (SUBJECT_REJECT_EGRESS, false)] {
+            t.subjects[0].flags = flags;
+            assert_eq!(decide(&t, &query()).reject, reject);
+        }
+        // What passes is told nothing, and what a rule denies is the rule's to say.
+        t.subjects[0].flags = SUBJECT_REJECT_INGRESS;
+        t.subjects[0].ingress = Isolation::Audit as u8;
+        assert!(!decide(&t, &query()).reject);
+        let mut t = table(Isolation::Enforce, tiers(&[(Tier::Application, 1, 1)]), &[Action::Deny]);
+        t.subjects[0].flags = SUBJECT_REJECT_INGRESS;
         assert!(!decide(&t, &query()).reject);
     }
 

@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::key::{ADDRESS_UNKNOWN, IDENTITY_UNKNOWN, PORTS_PER_CHUNK};
 use crate::shares::Shares;
+use crate::verdict::Direction;
 
 /// One workload of this host.
 #[repr(C)]
@@ -55,13 +56,30 @@ pub struct Subject {
     pub ingress: u8,
     /// An [`Isolation`], for egress.
     pub egress: u8,
-    /// Zero.
-    pub zero: u16,
+    /// [`SUBJECT_REJECT_INGRESS`], [`SUBJECT_REJECT_EGRESS`].
+    pub flags: u16,
     /// Which shapes of entries there are for ingress ([`crate::key::shape`]): of this class in the
     /// lower bits, of [`crate::key::SUBJECT_ANY`] shifted up by [`crate::key::SHAPES`].
     pub ingress_shapes: u16,
     /// Which shapes of entries there are for egress.
     pub egress_shapes: u16,
+}
+
+/// Flag of a [`Subject`]: who meets its isolation on ingress is told so, as by [`RULE_REJECT`].
+pub const SUBJECT_REJECT_INGRESS: u16 = 1;
+/// Flag of a [`Subject`]: the same on egress.
+pub const SUBJECT_REJECT_EGRESS: u16 = 2;
+
+impl Subject {
+    /// Whether who meets the isolation of a direction is told so.
+    #[inline(always)]
+    pub const fn rejects(&self, direction: Direction) -> bool {
+        let flag = match direction {
+            Direction::Ingress => SUBJECT_REJECT_INGRESS,
+            Direction::Egress => SUBJECT_REJECT_EGRESS,
+        };
+        self.flags & flag != 0
+    }
 }
 
 /// What is known of a peer's address, in the host hash and in the prefix trie.

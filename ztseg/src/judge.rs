@@ -241,6 +241,7 @@ mod tests {
             policy: "shop".into(),
             ingress: isolation,
             egress: isolation,
+            reject: false,
             selectors: Vec::new(),
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
             position: Position { file: "shop.yaml".into(), line: 3, column: 5 },

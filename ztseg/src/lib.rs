@@ -14,3 +14,4 @@ pub mod inventory;
 pub mod judge;
 pub mod policy;
 pub mod present;
+pub mod sockets;

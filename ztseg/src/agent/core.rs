@@ -15,6 +15,7 @@ use super::lastgood::LastGood;
 use super::prepare::{self, Prepared};
 use super::security::Security;
 use super::sources::PolicyFiles;
+use super::telling::Telling;
 use crate::api::types::{Applied, Origin, Problem};
 use crate::clocks::Clocks;
 use crate::datapath::{Capacity, DatapathError, InterfaceSide};
@@ -70,7 +71,7 @@ pub struct Found {
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) resolved: Arc<Resolved>,
-    pub(super) image: Image,
+    pub(super) image: Arc<Image>,
     pub(super) generation: u32,
     /// By which the kernel knows when rules end.
     clocks: Clocks,
@@ -95,6 +96,7 @@ pub struct Core<E> {
     pub(super) events: Arc<EventLog>,
     pub(super) undecodable: u64,
     pub(super) security: Security,
+    pub(super) telling: Telling,
     pub(super) started_at: Timestamp,
     /// Why the last load of a policy failed.
     pub(super) policy_error: Option<Problem>,
@@ -138,7 +140,7 @@ impl<E: Enforcer> Core<E> {
             watch: found.watch,
             running: Running {
                 resolved: Arc::default(),
-                image: Image::default(),
+                image: Arc::default(),
                 generation,
                 clocks,
                 applied_at: Timestamp::now(),
@@ -150,6 +152,7 @@ impl<E: Enforcer> Core<E> {
             events,
             undecodable: 0,
             security: Security::default(),
+            telling: Telling::default(),
             started_at: Timestamp::now(),
             policy_error: None,
             workload_error: None,
@@ -249,6 +252,7 @@ impl<E: Enforcer> Core<E> {
         files: &PolicyFiles,
     ) {
         let Prepared { resolved, inventory, image } = prepared;
+        let image = Arc::new(image);
         self.names.commit(generation, resolved.clone(), &image);
         // A workload that the new policy no longer knows as one loses its name, too.
         for key in self.running.image.workloads.keys() {
@@ -269,6 +273,7 @@ impl<E: Enforcer> Core<E> {
         };
         self.name_everything();
         self.dirty.clear();
+        self.telling.commit(&self.running.image);
     }
 
     fn name_everything(&mut self) {
@@ -280,6 +285,7 @@ impl<E: Enforcer> Core<E> {
 
     /// Takes in a report; [`Self::settle`] makes the kernel follow.
     pub fn discovered(&mut self, report: Discovered) {
+        self.telling.moved();
         let changes = match report {
             Discovered::Cgroup(CgroupEvent::Appeared(facts)) => self.inventory.insert_cgroup(facts),
             Discovered::Cgroup(CgroupEvent::Vanished { id, .. }) => {
@@ -379,7 +385,8 @@ impl<E: Enforcer> Core<E> {
         let Some(member) = self.inventory.get(key) else {
             if image.workloads.contains_key(&key) {
                 self.enforcer.remove_workload(key).map_err(|e| full(&e))?;
-                image.workloads.remove(&key);
+                Arc::make_mut(image).workloads.remove(&key);
+                self.telling.changed();
             }
             self.names.remove(key);
             return Ok(true);
@@ -398,7 +405,8 @@ impl<E: Enforcer> Core<E> {
             ));
         }
         self.enforcer.put_workload(key, member.level, workload).map_err(|e| full(&e))?;
-        image.workloads.insert(key, workload);
+        Arc::make_mut(image).workloads.insert(key, workload);
+        self.telling.changed();
         Ok(true)
     }
 
@@ -418,7 +426,9 @@ impl<E: Enforcer> Core<E> {
         let generation = self.enforcer.commit(&image, clocks).map_err(|e| full(&e))?.generation;
         let running = &mut self.running;
         self.names.commit(generation, running.resolved.clone(), &image);
-        (running.image, running.generation, running.clocks) = (image, generation, *clocks);
+        (running.generation, running.clocks) = (generation, *clocks);
+        running.image = Arc::new(image);
+        self.telling.commit(&self.running.image);
         Ok(generation)
     }
 
@@ -430,7 +440,7 @@ impl<E: Enforcer> Core<E> {
         if !expires || set.abs() < TOLERANCE {
             return;
         }
-        match self.commit_again(self.running.image.clone(), now) {
+        match self.commit_again(Image::clone(&self.running.image), now) {
             Ok(generation) => tracing::warn!(
                 "the time of day was set by {:.3} s; rules end by the new one from generation \
                  {generation} on",
@@ -473,10 +483,13 @@ impl<E: Enforcer> Core<E> {
     /// Hands on the events that wait in the ring buffer.
     pub fn drain(&mut self) {
         let clocks = Clocks::now();
-        let Self { enforcer, names, events, undecodable, .. } = self;
+        let Self { enforcer, names, events, undecodable, telling, running, .. } = self;
         let mut unreadable = 0;
         let unknown = enforcer.drain_events(&mut |event| match decode(event) {
-            Ok(record) => events.publish(enrich(&record, names, &clocks)),
+            Ok(record) => {
+                telling.event(&record, running.generation, &running.image);
+                events.publish(enrich(&record, names, &clocks));
+            }
             Err(e) => {
                 if *undecodable + unreadable == 0 {
                     tracing::error!("{e}; further ones are only counted (`ztseg status`)");

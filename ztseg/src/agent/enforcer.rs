@@ -11,6 +11,7 @@ use crate::clocks::Clocks;
 use crate::datapath::sweep::Swept;
 use crate::datapath::{
     Committed, Datapath, DatapathError, Finding, InterfaceSide, MapStatus, Options, ProgramStatus,
+    Verdicts,
 };
 use crate::image::Image;
 
@@ -39,6 +40,8 @@ pub trait Enforcer: Sized {
     fn retire_others(&mut self) -> Result<Vec<String>, DatapathError>;
     fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64;
     fn event_fd(&self) -> Result<OwnedFd, DatapathError>;
+    fn verdicts(&self) -> Result<Verdicts, DatapathError>;
+    fn stamp(&self) -> (u64, u64);
     fn counters(&self) -> Result<BTreeMap<Counter, u64>, DatapathError>;
     fn programs(&self) -> Result<Vec<ProgramStatus>, DatapathError>;
     fn maps(&self) -> Result<Vec<MapStatus>, DatapathError>;
@@ -103,6 +106,14 @@ impl Enforcer for Datapath {
 
     fn event_fd(&self) -> Result<OwnedFd, DatapathError> {
         Self::event_fd(self)
+    }
+
+    fn verdicts(&self) -> Result<Verdicts, DatapathError> {
+        Self::verdicts(self)
+    }
+
+    fn stamp(&self) -> (u64, u64) {
+        Self::stamp(self)
     }
 
     fn counters(&self) -> Result<BTreeMap<Counter, u64>, DatapathError> {

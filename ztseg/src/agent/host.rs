@@ -29,6 +29,7 @@ use crate::discover::mounts::cgroup_root;
 use crate::events::log::EventLog;
 use crate::inventory::Inventory;
 use crate::policy::source::Source;
+use crate::sockets::{Teller, ViewRequest};
 
 /// Everything that `ztseg run` can be told.
 #[derive(Clone, Debug)]
@@ -117,6 +118,7 @@ pub fn agent<E: Enforcer>(
         debug: settings.debug,
     };
     let enforcer = open(&options)?;
+    let verdicts = enforcer.verdicts()?;
     let found = Found { inventory, interfaces, watch };
     let core_options = CoreOptions {
         audit: settings.audit,
@@ -132,11 +134,16 @@ pub fn agent<E: Enforcer>(
     for warning in &first.files.warnings {
         tracing::warn!("{warning}");
     }
-    let core = Core::start(core_options, enforcer, found, first, events.clone())?;
+    let mut core = Core::start(core_options, enforcer, found, first, events.clone())?;
+    // What waits is one request: the thread asks for the next one when it has the answer.
+    let (views_tx, views) = mpsc::channel(1);
+    let teller = Teller::start(verdicts, options.cgroup_root.clone(), views_tx);
+    core.tell_by(teller.map_err(|e| refused("no thread")(&e))?);
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| refused("no runtime")(&e))?;
-    let core = runtime.block_on(until_stopped(policy, core, last, bound, events, reports))?;
+    let core =
+        runtime.block_on(until_stopped(policy, core, last, bound, events, (reports, views)))?;
     if config.on_exit == OnExit::Detach {
         for line in core.into_enforcer().detach(&options)? {
             tracing::info!("{line}");
@@ -151,7 +158,7 @@ async fn until_stopped<E: Enforcer>(
     last: Option<Vec<Source>>,
     bound: Bound,
     events: Arc<EventLog>,
-    reports: mpsc::Receiver<discover::Discovered>,
+    (reports, views): (mpsc::Receiver<discover::Discovered>, mpsc::Receiver<ViewRequest>),
 ) -> Result<Core<E>, StartError> {
     let (handle, commands) = Handle::new(events);
     let (stop_api, stopped) = oneshot::channel();
@@ -180,7 +187,7 @@ async fn until_stopped<E: Enforcer>(
     });
     eprintln!("ready");
     notify(NotifyState::Ready);
-    let inputs = Inputs { commands, reports, files: watch, reload, stop };
+    let inputs = Inputs { commands, reports, views, files: watch, reload, stop };
     let core = run(core, policy, last, inputs).await;
     notify(NotifyState::Stopping);
     tracing::info!("stopping");

@@ -1,6 +1,7 @@
 //! What the hooks in use cannot promise, whatever the policy says. `status` shows it.
 
 use crate::api::types::Limit;
+use crate::sockets::Facts;
 
 /// (stable name, what is not promised, what to do where it matters)
 const LIMITS: &[(&str, &str, &str)] = &[
@@ -59,6 +60,12 @@ const LIMITS: &[(&str, &str, &str)] = &[
         "nothing: what is denied stays denied",
     ),
     (
+        "reject-at-cgroup",
+        "a cgroup hook can only drop: `reject` tells local applications by destroying their TCP \
+         sockets, and tells nobody who is elsewhere, nor who sends anything but TCP",
+        "where it matters, match the interface: TC sends a reset or an ICMP error",
+    ),
+    (
         "interface-namespace",
         "only interfaces of the agent's own network namespace can be workloads",
         "match the host's end of a veth pair, or the cgroup",
@@ -77,14 +84,32 @@ const LIMITS: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// Only where the kernel does not do it.
+const NOT_DESTROYED: (&str, &str, &str) = (
+    "reject-unsupported",
+    "the kernel destroys no sockets (CONFIG_INET_DIAG_DESTROY) for this agent: whoever `reject` \
+     denies at a cgroup hook waits for a timeout",
+    "use a kernel that has it, and give the agent CAP_NET_ADMIN",
+);
+/// Only where it is so.
+const CLOSED: (&str, &str, &str) = (
+    "reject-namespaces",
+    "the network namespaces of some workloads cannot be entered: whoever `reject` denies there \
+     waits for a timeout",
+    "give the agent CAP_SYS_ADMIN and CAP_SYS_PTRACE, and in a container the host's processes \
+     (hostPID)",
+);
+
 /// The limits as the API gives them.
-pub fn limits() -> Vec<Limit> {
+pub fn limits(telling: Option<&Facts>) -> Vec<Limit> {
     let owned = |(id, what, instead): &(&str, &str, &str)| Limit {
         id: (*id).into(),
         what: (*what).into(),
         instead: (*instead).into(),
     };
-    LIMITS.iter().map(owned).collect()
+    let unsupported = telling.is_some_and(Facts::is_unsupported).then_some(NOT_DESTROYED);
+    let closed = telling.is_some_and(|facts| facts.closed() > 0).then_some(CLOSED);
+    LIMITS.iter().chain(&unsupported).chain(&closed).map(owned).collect()
 }
 
 #[cfg(test)]
@@ -93,10 +118,10 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_texts_are_there() {
-        let mut ids: Vec<_> = limits().into_iter().map(|l| l.id).collect();
+        let mut ids: Vec<_> = limits(None).into_iter().map(|l| l.id).collect();
         ids.sort();
         ids.dedup();
         assert_eq!(ids.len(), LIMITS.len());
-        assert!(limits().iter().all(|l| !l.what.is_empty() && !l.instead.is_empty()));
+        assert!(limits(None).iter().all(|l| !l.what.is_empty() && !l.instead.is_empty()));
     }
 }

@@ -8,6 +8,7 @@
 //! * [`enforcer`]: what the core needs of the datapath, so that tests do without a kernel
 //! * [`sources`], [`watch`]: policy files, read and watched
 //! * [`boot`], [`lastgood`]: which policy an agent begins with
+//! * [`telling`]: when local applications are told that they are denied
 //! * [`security`]: what somebody altered in the kernel
 //! * [`report`], [`limits`]: what `status` and `workloads` show
 //!
@@ -28,6 +29,7 @@ mod ring;
 pub mod run;
 pub mod security;
 pub mod sources;
+mod telling;
 pub mod watch;
 
 #[cfg(test)]

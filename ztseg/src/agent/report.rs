@@ -9,6 +9,7 @@ use crate::api::types::{self, Fill, Map, Program, Status, WorkloadInfo};
 use crate::discover::cgroups::WatchMode;
 use crate::inventory::Membership;
 use crate::policy::failsafe::{Failsafe, Opening};
+use crate::sockets::Facts;
 
 impl<E: Enforcer> Core<E> {
     /// The whole state.
@@ -81,6 +82,7 @@ impl<E: Enforcer> Core<E> {
                 .collect(),
             counters: counters.into_iter().map(|(c, n)| (c.name().to_owned(), n)).collect(),
             events_undecodable: self.undecodable,
+            sockets_destroyed: self.telling.facts().map_or(0, Facts::destroyed),
             events_lost_by_readers: self.events.lost(),
             capacity: vec![
                 fill("verdicts", image.entries.len(), capacity.verdicts),
@@ -92,7 +94,7 @@ impl<E: Enforcer> Core<E> {
                 .into_iter()
                 .map(|m| Map { name: m.name, max_entries: m.max_entries, bytes: m.bytes })
                 .collect(),
-            limits: limits(),
+            limits: limits(self.telling.facts()),
         }
     }
 

@@ -18,6 +18,7 @@ use crate::clocks::Clocks;
 use crate::discover::Discovered;
 use crate::discover::translation::translates_output;
 use crate::policy::source::Source;
+use crate::sockets::ViewRequest;
 
 /// How often the ring buffer is looked at when the kernel does not ask for it.
 const DRAIN: Duration = Duration::from_millis(100);
@@ -60,6 +61,8 @@ pub struct Inputs {
     pub commands: mpsc::Receiver<Command>,
     /// From the watchers.
     pub reports: mpsc::Receiver<Discovered>,
+    /// From the thread that tells local applications.
+    pub views: mpsc::Receiver<ViewRequest>,
     /// Policy files; none when they cannot be watched.
     pub files: Option<FileWatch>,
     /// Each message asks for a reload (SIGHUP).
@@ -98,6 +101,10 @@ pub async fn run<E: Enforcer>(
                     core.discovered(report);
                 }
                 core.settle();
+            }
+            Some(reply) = inputs.views.recv() => {
+                // Who asked may be gone.
+                let _ = reply.send(core.view());
             }
             Some(()) = inputs.reload.recv() => {
                 // Whoever asked by a signal reads the answer in the log.

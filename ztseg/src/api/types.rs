@@ -351,6 +351,10 @@ pub struct Status {
     pub counters: BTreeMap<String, u64>,
     /// Records that could not be decoded.
     pub events_undecodable: u64,
+    /// Local TCP sockets that were destroyed, to tell their applications that they are denied
+    /// (`reject`).
+    #[serde(default)]
+    pub sockets_destroyed: u64,
     /// Events that slow readers lost.
     pub events_lost_by_readers: u64,
     /// How full the ceilings are.

@@ -37,7 +37,7 @@ use ztseg_common::event::{Counter, EVENT_VERSION, Event};
 use ztseg_common::key::{MAX_CGROUP_LEVEL, WorkloadKey, interface_of, scope, workload_interface};
 use ztseg_common::shares::Usage;
 use ztseg_common::value::{
-    CONTROL_EARLY_ANSWER, CONTROL_FAR_INTERFACES, CONTROL_WHOLE_HIERARCHY, Rule,
+    CONTROL_EARLY_ANSWER, CONTROL_FAR_INTERFACES, CONTROL_WHOLE_HIERARCHY, Control, Rule,
     WORKLOAD_HOST_SIDE, Workload, generation, slot,
 };
 
@@ -98,6 +98,23 @@ pub enum InterfaceSide {
     Far,
     /// Network cards: the workload is this host's side, what goes out is what it sends.
     Host,
+}
+
+/// Where the programs keep their verdicts on sockets.
+#[derive(Debug)]
+pub struct Verdicts {
+    /// The storage of sockets ([`ztseg_common::state::SocketState`]).
+    pub sockets: OwnedFd,
+    control: OwnedFd,
+}
+
+impl Verdicts {
+    /// What a verdict that holds is stamped with now.
+    pub fn stamp(&self) -> io::Result<u64> {
+        let mut control = [Control::default()];
+        sys::map_lookup(self.control.as_fd(), &0u32, &mut control)?;
+        Ok(control[0].stamp)
+    }
 }
 
 /// What a commit did.
@@ -490,6 +507,19 @@ impl Datapath {
             }
         }
         unknown
+    }
+
+    /// Where the programs keep their verdicts on sockets, for who looks at them from elsewhere.
+    pub fn verdicts(&self) -> Result<Verdicts, DatapathError> {
+        let (sockets, control) =
+            (open_map(&self.pins, "SOCKETS")?, open_map(&self.pins, "CONTROL")?);
+        Ok(Verdicts { sockets, control })
+    }
+
+    /// What the programs stamp their verdicts with now, and the cookie of this network namespace.
+    pub fn stamp(&self) -> (u64, u64) {
+        let control = self.control.written();
+        (control.stamp, control.netns)
     }
 
     /// A descriptor that becomes readable when the kernel asks for the ring to be drained early.

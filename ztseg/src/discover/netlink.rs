@@ -27,7 +27,7 @@ const HEADER: usize = 16;
 const DATAGRAM: usize = 64 * 1024;
 
 /// A netlink socket that hears `groups`.
-pub(super) fn open(protocol: SockProtocol, groups: u32) -> io::Result<OwnedFd> {
+pub(crate) fn open(protocol: SockProtocol, groups: u32) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
     bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
@@ -41,9 +41,19 @@ pub(crate) fn dump(
     kind: u16,
     body: &[u8],
     answer: u16,
+    each: impl FnMut(&[u8]) -> Option<()>,
+) -> io::Result<()> {
+    dump_on(&open(protocol, 0)?, kind, body, answer, each)
+}
+
+/// As [`dump`], on a socket that is open: it is asked in the network namespace that it was made in.
+pub(crate) fn dump_on(
+    socket: &OwnedFd,
+    kind: u16,
+    body: &[u8],
+    answer: u16,
     mut each: impl FnMut(&[u8]) -> Option<()>,
 ) -> io::Result<()> {
-    let socket = open(protocol, 0)?;
     send(socket.as_raw_fd(), &request(kind, NLM_F_REQUEST | NLM_F_DUMP, body), MsgFlags::empty())?;
     let mut buffer = vec![0; DATAGRAM];
     loop {
@@ -56,7 +66,11 @@ pub(crate) fn dump(
 
 /// Asks for a change and waits for the kernel's answer.
 pub(crate) fn change(protocol: SockProtocol, kind: u16, body: &[u8]) -> io::Result<()> {
-    let socket = open(protocol, 0)?;
+    change_on(&open(protocol, 0)?, kind, body)
+}
+
+/// As [`change`], on a socket that is open.
+pub(crate) fn change_on(socket: &OwnedFd, kind: u16, body: &[u8]) -> io::Result<()> {
     let message = request(kind, NLM_F_REQUEST | NLM_F_ACK, body);
     send(socket.as_raw_fd(), &message, MsgFlags::empty())?;
     let mut buffer = vec![0; DATAGRAM];
@@ -80,7 +94,7 @@ fn request(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
 }
 
 /// Reads the messages of one datagram; whether the dump ends with it.
-pub(super) fn parse(
+pub(crate) fn parse(
     datagram: &[u8],
     answer: u16,
     each: &mut impl FnMut(&[u8]) -> Option<()>,
@@ -135,10 +149,10 @@ pub(crate) fn text(value: &[u8]) -> String {
 
 /// Messages as the kernel writes them, for tests.
 #[cfg(test)]
-pub(super) mod write {
+pub(crate) mod write {
     use super::HEADER;
 
-    pub(in super::super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    pub(crate) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
         let length = u16::try_from(4 + value.len()).expect("short");
         let mut out = length.to_ne_bytes().to_vec();
         out.extend(kind.to_ne_bytes());
@@ -147,7 +161,7 @@ pub(super) mod write {
         out
     }
 
-    pub(in super::super) fn message(kind: u16, payload: &[u8]) -> Vec<u8> {
+    pub(crate) fn message(kind: u16, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(HEADER + payload.len()).expect("short");
         let mut out = length.to_ne_bytes().to_vec();
         out.extend(kind.to_ne_bytes());

@@ -12,7 +12,7 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 
-use ztseg_common::key::{WorkloadKey, workload_interface};
+use ztseg_common::key::{MAX_CGROUP_LEVEL, WorkloadKey, workload_interface};
 use ztseg_common::value::Workload;
 
 use self::selectors::{Placement, Selectors};
@@ -172,6 +172,36 @@ impl Inventory {
             Source::Cgroup { path, .. } => Some(path),
             Source::Interface { .. } => None,
         }
+    }
+
+    /// The workload that each cgroup belongs to: the nearest of itself and its ancestors that
+    /// `is_workload`, as the kernel programs find it. A cgroup without one is left out.
+    pub fn owners(&self, is_workload: impl Fn(WorkloadKey) -> bool) -> HashMap<u64, WorkloadKey> {
+        let path = |member: &Member| match &member.source {
+            Source::Cgroup { path, .. } => path.trim_end_matches('/').to_owned(),
+            Source::Interface { .. } => String::new(),
+        };
+        let is_found = |id: u64, member: &Member| {
+            matches!(&member.source, Source::Cgroup { level, .. } if *level <= MAX_CGROUP_LEVEL)
+                && is_workload(id)
+        };
+        let workloads: HashMap<String, u64> = self
+            .cgroups
+            .iter()
+            .filter(|(id, member)| is_found(**id, member))
+            .map(|(id, member)| (path(member), *id))
+            .collect();
+        let owner = |member: &Member| {
+            let path = path(member);
+            let mut rest = path.as_str();
+            loop {
+                if let Some(id) = workloads.get(rest) {
+                    return Some(*id);
+                }
+                rest = &rest[..rest.rfind('/')?];
+            }
+        };
+        self.cgroups.iter().filter_map(|(id, member)| Some((*id, owner(member)?))).collect()
     }
 
     /// Number of cgroups that are there, workloads or not.

@@ -12,6 +12,7 @@ fn segment(name: &str, selectors: Vec<Selector>) -> Segment {
         policy: "p".into(),
         ingress: Isolation::Enforce,
         egress: Isolation::Enforce,
+        reject: false,
         selectors,
         addresses: Vec::new(),
         position: Position { file: "p.yaml".into(), line: 1, column: 1 },
@@ -195,4 +196,21 @@ fn the_incremental_result_is_the_result_from_scratch() {
             assert_eq!(tracked, expected, "seed {seed} case {case} step {step}");
         }
     }
+}
+
+#[test]
+fn a_cgroup_belongs_to_the_nearest_workload_above_it() {
+    let mut inventory = Inventory::new();
+    let deep = format!("/a{}", "/x".repeat(30));
+    for (id, path) in [(1, "/"), (2, "/a"), (3, "/a/b"), (4, "/a/b/c"), (5, "/ab"), (6, &deep)] {
+        inventory.insert_cgroup(facts(id, path));
+    }
+    let owners = |workloads: &[u64]| {
+        let owners: BTreeMap<_, _> =
+            inventory.owners(|key| workloads.contains(&key)).into_iter().collect();
+        owners.into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(owners(&[1, 3]), [(1, 1), (2, 1), (3, 3), (4, 3), (5, 1), (6, 1)]);
+    // `/ab` is not below `/a`; and what lies too deep for the programs is none.
+    assert_eq!(owners(&[2, 6]), [(2, 2), (3, 2), (4, 2), (6, 2)]);
 }

@@ -161,6 +161,7 @@ impl Failsafe {
             policy: "failsafe".into(),
             ingress: Isolation::Open,
             egress: Isolation::Open,
+            reject: false,
             selectors: std::iter::once(host).chain(self.units.iter().map(unit)).collect(),
             addresses: Vec::new(),
             position: position.clone(),

@@ -254,6 +254,7 @@ fn segment(rng: &mut Rng, i: u32) -> Segment {
         policy: "p".into(),
         ingress: pick(rng, &ISOLATION),
         egress: pick(rng, &ISOLATION),
+        reject: rng.u8(0..4) == 0,
         selectors: vec![Selector { cgroup: Some(format!("/s{i}")), ..Selector::default() }],
         addresses: (0..rng.usize(0..3)).map(|_| net(rng)).collect(),
         position: position(),

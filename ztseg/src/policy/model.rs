@@ -42,6 +42,8 @@ pub struct Policy {
     pub name: Option<Spanned<String>>,
     /// Its mode.
     pub mode: Mode,
+    /// What it denies is told so, where a rule does not say otherwise.
+    pub reject: bool,
     /// The segments that it defines.
     pub segments: Vec<Segment>,
     /// The address groups that it defines.
@@ -98,8 +100,8 @@ pub struct Rule {
     pub name: Option<Spanned<String>>,
     /// Report what it allows, too.
     pub log: bool,
-    /// Tell who is denied at once.
-    pub reject: bool,
+    /// Tell who is denied at once; without it, as the policy says.
+    pub reject: Option<bool>,
     /// When it ends.
     pub expires: Option<Timestamp>,
     /// Who opens the flow.

@@ -10,7 +10,9 @@ use ipnet::{IpNet, Ipv4Net};
 use jiff::Timestamp;
 use ztseg_common::verdict::Direction;
 
-use super::resolved::{Action, Isolation, Mode, Network, Resolved, Rule, SegmentId, Side, Tier};
+use super::resolved::{
+    Action, Isolation, Mode, Network, Resolved, Rule, Segment, SegmentId, Side, Tier,
+};
 use crate::image::SegmentSet;
 
 /// What is known of the other end.
@@ -39,7 +41,7 @@ pub struct OracleDecision {
     pub default_deny: bool,
     /// The rule that decided asks for a report.
     pub log: bool,
-    /// The rule that decided asks for an answer to what it denies.
+    /// The rule that decided, or a segment whose isolation did, asks for an answer to that.
     pub reject: bool,
 }
 
@@ -97,7 +99,16 @@ pub fn decide_at(
         .copied()
         .filter(|(_, rule)| !(rule.action == Action::Deny && rule.mode == Mode::Audit))
         .collect();
-    let effective = evaluate(&enforced, isolation.contains(&Isolation::Enforce));
+    let mut effective = evaluate(&enforced, isolation.contains(&Isolation::Enforce));
+    if effective.default_deny {
+        // The isolation of any segment that denies here may ask for an answer.
+        effective.reject = subject.iter().any(|id| {
+            let segment = resolved.segments.get(id.0 as usize);
+            let own =
+                |s: &Segment| if direction == Direction::Ingress { s.ingress } else { s.egress };
+            segment.is_some_and(|s| s.reject && own(s) == Isolation::Enforce)
+        });
+    }
     let shadow = evaluate(&matching, isolation.iter().any(|i| *i != Isolation::Open));
     if effective.allow && !shadow.allow {
         OracleDecision { allow: true, audit: true, log: false, reject: false, ..shadow }
@@ -214,11 +225,12 @@ mod tests {
     }
 
     fn policy(rules: Vec<Rule>) -> Resolved {
-        let segment = |name: &str, addresses: &[&str]| super::super::resolved::Segment {
+        let segment = |name: &str, addresses: &[&str]| Segment {
             name: name.into(),
             policy: "p".into(),
             ingress: Isolation::Enforce,
             egress: Isolation::Enforce,
+            reject: false,
             selectors: Vec::new(),
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
             position: position(),

@@ -134,6 +134,7 @@ impl<'a> Resolver<'a> {
             policy: policy_name(policy).to_owned(),
             ingress: isolation(segment.isolation.ingress),
             egress: isolation(segment.isolation.egress),
+            reject: policy.reject,
             selectors: segment.selectors.clone(),
             addresses: segment.addresses.clone(),
             position: segment.name.span.position(self.sources),
@@ -185,7 +186,7 @@ impl<'a> Resolver<'a> {
             action,
             mode: policy.mode,
             log: rule.log,
-            reject: rule.reject,
+            reject: action == Action::Deny && rule.reject.unwrap_or(policy.reject),
             expires: rule.expires,
             from,
             to,
@@ -358,6 +359,33 @@ spec:
         let actions: Vec<_> = rules.iter().map(|r| r.action == Action::Deny).collect();
         assert_eq!(actions, [true, true, false, false, false]);
         assert_eq!(rules[1].position.to_string(), "1.yaml:8:7");
+    }
+
+    #[test]
+    fn what_a_policy_denies_is_told_unless_a_rule_says_otherwise() {
+        let text = "
+metadata: { name: told }
+spec:
+  reject: true
+  segments: { web: { match: [ { unit: web.service } ] } }
+  deny:
+    - { name: default, from: web, to: 192.0.2.1 }
+    - { name: silent, from: web, to: 192.0.2.2, reject: false }
+  allow:
+    - { name: out, from: web, to: any }
+";
+        let rejects = |text: &str| {
+            let resolved = load_all(&[text]).expect("loads").resolved;
+            let rules = resolved.rules.iter().map(|r| r.reject).collect::<Vec<_>>();
+            (resolved.segments[0].reject, rules)
+        };
+        assert_eq!(rejects(text), (true, vec![true, false, false]));
+        assert_eq!(
+            rejects(&text.replace("reject: true", "reject: false")),
+            (false, vec![false, false, false])
+        );
+        let one = text.replace("  reject: true\n", "").replace("reject: false", "reject: true");
+        assert_eq!(rejects(&one), (false, vec![false, true, false]));
     }
 
     #[test]

@@ -73,6 +73,8 @@ pub struct Segment {
     pub ingress: Isolation,
     /// What happens on egress when no rule matches.
     pub egress: Isolation,
+    /// Tell who is denied by its isolation at once, as [`Rule::reject`] does.
+    pub reject: bool,
     /// Which workloads of this host are members; entries are ORed.
     pub selectors: Vec<Selector>,
     /// Members elsewhere, from `match` entries that have `addresses` alone.

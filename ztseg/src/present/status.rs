@@ -105,6 +105,7 @@ fn counters(status: &Status) -> String {
     let agent = [
         ("events_undecodable", status.events_undecodable),
         ("events_lost_by_readers", status.events_lost_by_readers),
+        ("sockets_destroyed", status.sockets_destroyed),
     ];
     let tampering = status.tampering.iter();
     let tampering = tampering.map(|(what, n)| [format!("tampering {what}"), n.to_string()]);

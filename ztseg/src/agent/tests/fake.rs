@@ -12,7 +12,7 @@ use crate::agent::enforcer::Enforcer;
 use crate::clocks::Clocks;
 use crate::datapath::sweep::Swept;
 use crate::datapath::{
-    Committed, DatapathError, Finding, InterfaceSide, MapStatus, Options, ProgramStatus,
+    Committed, DatapathError, Finding, InterfaceSide, MapStatus, Options, ProgramStatus, Verdicts,
 };
 use crate::image::Image;
 
@@ -144,6 +144,14 @@ impl Enforcer for Fake {
 
     fn event_fd(&self) -> Result<OwnedFd, DatapathError> {
         Err(DatapathError::NoObject)
+    }
+
+    fn verdicts(&self) -> Result<Verdicts, DatapathError> {
+        Err(DatapathError::NoObject)
+    }
+
+    fn stamp(&self) -> (u64, u64) {
+        (u64::from(self.0.lock().unwrap().generation) << 32, 1)
     }
 
     fn counters(&self) -> Result<BTreeMap<Counter, u64>, DatapathError> {

@@ -75,7 +75,10 @@ fn world() -> World {
     let (reports, reports_rx) = mpsc::channel(16);
     let (reload, reload_rx) = mpsc::channel(1);
     let (stop, stop_rx) = mpsc::channel(1);
+    // Nobody is to be told.
+    let (_, views) = mpsc::channel(1);
     let inputs = Inputs {
+        views,
         commands,
         reports: reports_rx,
         files: Some(FileWatch::start(&policy.paths).expect("watched")),

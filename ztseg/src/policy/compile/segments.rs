@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rustc_hash::FxHashMap;
 use ztseg_common::key::{IDENTITY_FIRST, IDENTITY_UNKNOWN, SUBJECT_UNMANAGED};
-use ztseg_common::value::{Isolation, Subject};
+use ztseg_common::value::{Isolation, SUBJECT_REJECT_EGRESS, SUBJECT_REJECT_INGRESS, Subject};
 
 use super::sets::{SetId, SetPool};
 use super::sides::Sides;
@@ -123,14 +123,24 @@ impl Subjects {
         let subject = number(self.rows.len());
         let identity = identities.class(set.iter().map(|s| s.0))?;
         let (mut ingress, mut egress) = (Isolation::Open as u8, Isolation::Open as u8);
+        let mut flags = 0;
         for SegmentId(segment) in set {
             // Isolation's numbers grow with leniency, so the strictest is the least.
             let isolating = &resolved.segments[*segment as usize];
             ingress = ingress.min(isolating.ingress as u8);
             egress = egress.min(isolating.egress as u8);
+            for (isolation, flag) in [
+                (isolating.ingress, SUBJECT_REJECT_INGRESS),
+                (isolating.egress, SUBJECT_REJECT_EGRESS),
+            ] {
+                // One that asks for an answer is enough, and only one that denies is asked.
+                if isolating.reject && isolation == Isolation::Enforce {
+                    flags |= flag;
+                }
+            }
             self.of_segment[*segment as usize].push(subject);
         }
-        self.rows.push(Subject { ingress, egress, ..Subject::default() });
+        self.rows.push(Subject { ingress, egress, flags, ..Subject::default() });
         self.classes.insert(set.clone(), Classes { subject, identity });
         Ok(())
     }

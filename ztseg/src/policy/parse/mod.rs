@@ -49,7 +49,7 @@ const METADATA: Shape = Shape { what: "`metadata`", fields: &["name"], later: &[
 
 const SPEC: Shape = Shape {
     what: "`spec`",
-    fields: &["tier", "mode", "segments", "addressGroups", "allow", "deny", "tests"],
+    fields: &["tier", "mode", "reject", "segments", "addressGroups", "allow", "deny", "tests"],
     later: &[
         (
             "priority",
@@ -89,6 +89,7 @@ fn document(cx: &mut Context<'_>, node: &Node, complete: &mut bool) -> Option<Po
     let spec = Fields::read(cx, spec, &SPEC, "`segments:` and rules below it")?;
     tier(cx, &spec);
     let mode = spec.get("mode").and_then(|n| cx.choice(n, "`mode`", MODES)).unwrap_or_default();
+    let reject = spec.get("reject").and_then(|n| cx.boolean(n, "`reject`")).unwrap_or(false);
     let mut definitions = |cx: &mut Context<'_>, field: &str, example: &str| {
         let node = spec.get(field)?;
         let found = cx.mapping(node, &format!("`{field}`"), example);
@@ -106,7 +107,7 @@ fn document(cx: &mut Context<'_>, node: &Node, complete: &mut bool) -> Option<Po
     let tests =
         spec.get("tests").and_then(|n| cx.list(n, "`tests`", "`- allow: web -> db tcp/5432`"));
     let tests = tests.unwrap_or_default().iter().filter_map(|n| test::test(cx, n)).collect();
-    Some(Policy { name, mode, segments, groups, deny, allow, tests })
+    Some(Policy { name, mode, reject, segments, groups, deny, allow, tests })
 }
 
 /// Whether the document is one that this version reads; looked at before any other field, so that

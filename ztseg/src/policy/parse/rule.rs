@@ -19,7 +19,7 @@ pub(super) fn rule(cx: &mut Context<'_>, node: &Node, field: &str) -> Rule {
     let mut rule = Rule {
         name: None,
         log: false,
-        reject: false,
+        reject: None,
         expires: None,
         from: Side::default(),
         to: Side::default(),
@@ -34,8 +34,8 @@ pub(super) fn rule(cx: &mut Context<'_>, node: &Node, field: &str) -> Rule {
         .map(|name| cx.name(name.value, name.span, "a rule's name"));
     rule.log = fields.get("log").and_then(|n| cx.boolean(n, "`log`")).unwrap_or(false);
     if let Some(node) = fields.get("reject") {
-        rule.reject = cx.boolean(node, "`reject`").unwrap_or(false);
-        if rule.reject && field != "deny" {
+        rule.reject = cx.boolean(node, "`reject`");
+        if rule.reject == Some(true) && field != "deny" {
             let message = "`reject` says how a deny rule denies; this is an allow rule";
             cx.error(node.span, message, "leave it out, or move the rule to `deny`");
         }
