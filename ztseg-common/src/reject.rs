@@ -45,10 +45,11 @@ pub enum Checksum {
 /// many, never a part of one (RFC 1122 section 3.2.2, RFC 4443 section 2.4 (e)).
 #[inline(always)]
 pub fn is_answered(packet: &Packet) -> bool {
+    let is_reset = packet.protocol == proto::TCP && packet.tcp_flags & tcp::RST != 0;
+    let is_message = packet.is_icmp(IcmpKind::Error) || packet.is_icmp(IcmpKind::Discovery);
     packet.fragment == fragment::WHOLE
-        && !(packet.protocol == proto::TCP && packet.tcp_flags & tcp::RST != 0)
-        && !packet.is_icmp(IcmpKind::Error)
-        && !packet.is_icmp(IcmpKind::Discovery)
+        && !is_reset
+        && !is_message
         && is_of_one(&packet.src)
         && is_of_one(&packet.dst)
 }
@@ -153,8 +154,8 @@ pub fn error6(bytes: &mut [u8; ERROR6], packet: &Packet, checksum: Checksum) {
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "answers are short")]
 fn ipv4(bytes: &mut [u8], packet: &Packet, protocol: u8) {
-    let [high, low] = (bytes.len() as u16).to_be_bytes();
     const DONT_FRAGMENT: u8 = 0x40;
+    let [high, low] = (bytes.len() as u16).to_be_bytes();
     bytes[..12].copy_from_slice(&[
         0x45,
         0,

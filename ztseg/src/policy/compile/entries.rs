@@ -29,7 +29,7 @@ pub(super) struct Classes<'a> {
 
 /// What comes of them.
 pub(super) struct Entries {
-    pub(super) entries: FxHashMap<EntryKey, Entry>,
+    pub(super) verdicts: FxHashMap<EntryKey, Entry>,
     /// The subjects with their shape masks.
     pub(super) rows: Vec<Subject>,
     pub(super) fallbacks: Vec<Fallback>,
@@ -98,7 +98,7 @@ impl Classes<'_> {
                 return Err(too_many(largest));
             }
         }
-        Ok(Entries { entries, rows: self.rows(&shapes), fallbacks: fallbacks.all })
+        Ok(Entries { verdicts: entries, rows: self.rows(&shapes), fallbacks: fallbacks.all })
     }
 
     /// By index into [`Sides::segments`]: the subject classes that hold one of the segments.

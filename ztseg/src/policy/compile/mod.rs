@@ -56,7 +56,7 @@ pub fn compile(
     let addresses = Addresses::new(resolved, &sides, &mut identities)?;
     let peers = addresses.hosts.len() + addresses.prefixes.len();
     fits("peer addresses and prefixes", peers, capacity.peers, "peers")?;
-    let entries::Entries { entries, rows, fallbacks } = entries::Classes {
+    let entries::Entries { verdicts, rows, fallbacks } = entries::Classes {
         sides: &sides,
         subjects: &subjects,
         identities: &identities,
@@ -78,7 +78,7 @@ pub fn compile(
         rules: rules(resolved),
         fallbacks,
         ports: ports.classes,
-        entries,
+        entries: verdicts,
         hosts: addresses.hosts,
         prefixes: addresses.prefixes,
         classes,
