@@ -6,6 +6,7 @@
 //! the same time, and outside a virtual machine on somebody's real system.
 
 mod agents;
+mod applications;
 mod around;
 mod behind;
 mod boot;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
     ]
     .into_iter()
     .chain(around::TESTS.iter().copied())
+    .chain(applications::TESTS.iter().copied())
     .collect::<Vec<_>>()
     .concat();
     let mut trials: Vec<Trial> =

@@ -158,12 +158,22 @@ impl Process {
         text
     }
 
+    /// What it wrote on standard output so far.
+    pub fn written(&mut self) -> String {
+        self.keep_all();
+        self.out.join("\n")
+    }
+
     /// What it wrote on standard error so far.
     pub fn errors(&mut self) -> String {
+        self.keep_all();
+        self.err.join("\n")
+    }
+
+    fn keep_all(&mut self) {
         while let Ok(line) = self.lines.try_recv() {
             self.keep(line);
         }
-        self.err.join("\n")
     }
 
     /// Waits until it ends, and gives its status and what it wrote on standard output and on

@@ -3,6 +3,7 @@
 //! One verb a file. What a verb needs and this machine lacks is installed by [`setup`] on the way,
 //! so that each verb works as the first command in a fresh clone.
 
+mod applications;
 mod apt;
 mod bench;
 mod build;

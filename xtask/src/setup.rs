@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use crate::applications;
 use crate::apt;
 use crate::toolchain::{self, Toolchain};
 use crate::workspace::Workspace;
@@ -34,7 +35,9 @@ pub(crate) fn kernel_toolchain(workspace: &Workspace) -> Result<Toolchain> {
 
 /// What the real-kernel tests call; silent when it is there.
 pub(crate) fn test_tools(workspace: &Workspace) -> Result<()> {
-    apt::install(workspace, &TEST_TOOLS, "the real-kernel tests")
+    apt::install(workspace, &TEST_TOOLS, "the real-kernel tests")?;
+    applications::ready(workspace);
+    Ok(())
 }
 
 /// What boots a virtual machine; silent when it is there.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use crate::applications;
 use crate::build;
 use crate::command::{self, Ended};
 use crate::kernels::Series;
@@ -104,6 +105,7 @@ pub(crate) fn kernel_here(workspace: &Workspace, built: &Built, args: &[String])
         .current_dir(workspace.root())
         .env("ZTSEG_BIN", &built.agent)
         .env("ZTSEG_WORKSPACE", workspace.root())
+        .env("ZTSEG_APPLICATIONS", applications::folder(workspace))
         // A test's error says what went wrong; the stack of its error value does not.
         .env("RUST_LIB_BACKTRACE", "0");
     tallied(&mut tests, KERNEL_LIMIT, "the real-kernel tests")

@@ -101,6 +101,20 @@ impl World {
         Ok((namespace, link))
     }
 
+    /// Another namespace behind the other host, which forwards to it; `number` is the link's, from 3.
+    pub fn add_host_beyond(&self, role: &str, number: u8) -> Result<(Namespace, Link)> {
+        let namespace = Namespace::new(&format!("zt-{}-{role}", self.id))?;
+        let link = Link::new(number, "beyond0", "eth0");
+        self.peer.allow_forwarding()?;
+        link.join(&self.peer, &namespace)?;
+        for (v6, length) in [(false, 28), (true, 64)] {
+            let (net, via) = (link.near(v6), self.uplink.far(v6));
+            let net = ipnet::IpNet::new(net, length)?.trunc();
+            self.host.batch(&format!("route add {net} via {via}\n"))?;
+        }
+        Ok((namespace, link))
+    }
+
     /// The folder of the world's own cgroup: the agent's `cgroupRoot`.
     pub fn cgroup_root(&self) -> &Path {
         self.cgroup.path()
