@@ -20,17 +20,7 @@ use crate::workspace::Workspace;
 const LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// What the tests start.
-pub(crate) const PACKAGES: [&str; 9] = [
-    "nginx",
-    "wrk",
-    "postgresql",
-    "redis-server",
-    "iperf3",
-    "iputils-ping",
-    "bind9-dnsutils",
-    "dnsmasq-base",
-    "traceroute",
-];
+pub(crate) const PACKAGES: [&str; 5] = ["nginx", "wrk", "postgresql", "redis-server", "iperf3"];
 
 /// Where they are unpacked: a folder with a `usr`.
 pub(crate) fn folder(workspace: &Workspace) -> PathBuf {

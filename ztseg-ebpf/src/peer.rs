@@ -161,11 +161,26 @@ fn receiver(skb: *mut __sk_buff, flow: &Flow) -> WorkloadKey {
             let Some(held) = Held::lookup(skb.cast(), flow.packet.protocol, from, to) else {
                 return 0;
             };
+            is_of_this_network(held.sock());
             let key = owner(held.sock(), flow);
             held.release();
             key
         }
         Route::NotForwarded | Route::Unknown => 0,
+    }
+}
+
+/// Writes down where a socket is that is older than the agent: it was found from an interface, so in
+/// the agent's network namespace. Its own hook sees the packet next, and can then tell by the
+/// interface who it comes from.
+#[inline(always)]
+fn is_of_this_network(sk: Sock) {
+    if let Some(state) = SOCKETS.get(sk.raw, true)
+        && state.netns == 0
+        && let Some(control) = control()
+    {
+        state.netns = control.netns;
+        state.stamp = 0;
     }
 }
 

@@ -4,7 +4,6 @@
 //! Every test first runs without an agent, so that a program that does not work is not read as one
 //! that is denied.
 
-mod dns;
 mod iperf;
 mod nginx;
 mod postgresql;
@@ -20,7 +19,7 @@ use crate::environment::Lacking;
 
 /// The tests of this folder.
 pub(crate) const TESTS: &[&[(&str, Body)]] =
-    &[nginx::TESTS, postgresql::TESTS, redis::TESTS, iperf::TESTS, dns::TESTS];
+    &[nginx::TESTS, postgresql::TESTS, redis::TESTS, iperf::TESTS];
 
 /// A program that `cargo xtask` unpacks from the package of Debian.
 fn program(name: &str, package: &str) -> Result<Application> {
