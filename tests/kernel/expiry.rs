@@ -253,7 +253,7 @@ fn agent_follows(environment: &Environment) -> Result<()> {
         let clock = nix::time::ClockId::CLOCK_REALTIME;
         let now = Duration::from(nix::time::clock_gettime(clock)?);
         let step = Duration::from_secs(3600 * u64::try_from(i64::abs(hours))?);
-        let set = if hours > 0 { now + step } else { now - step };
+        let set = if hours > 0 { now + step } else { now.saturating_sub(step) };
         nix::time::clock_settime(clock, set.into())?;
         let deadline = Instant::now() + patient(Duration::from_secs(2));
         for n in 0.. {

@@ -419,7 +419,7 @@ fn ended_connections(_: &Environment) -> Result<()> {
             // What stands from now on is within the share.
             ensure!(scene.udp(OTHER, true, 7)? && scene.udp(OTHER, false, 7)?, "denied");
         }
-        let key = workload_interface(scene.interfaces[OTHER as usize]);
+        let key = workload_interface(scene.interfaces[OTHER]);
         let usage = scene.datapath()?.flows_of(key)?;
         println!("20,000 connections ended: {usage:?}");
         ensure!(usage.v4 <= 1025 && usage.v6 <= 1025, "the ended ones have it all: {usage:?}");

@@ -78,8 +78,8 @@ impl Scene {
         }
         let places = [db.clone(), world.guest.place(), world.peer.place()];
         let servers = places.iter().map(|place| Server::start(place, &listen));
-        let _servers = servers.collect::<Result<_>>()?;
-        Ok(Self { agent, _servers, web, db, world })
+        let servers = servers.collect::<Result<_>>()?;
+        Ok(Self { agent, _servers: servers, web, db, world })
     }
 
     /// A process of a workload in another network namespace than the agent's.

@@ -11,7 +11,7 @@ use crate::process::{Place, Process};
 const UNPACKED: &str = "ZTSEG_APPLICATIONS";
 /// Where programs are, below that folder and on the machine.
 const FOLDERS: [&str; 4] = ["usr/sbin", "usr/bin", "sbin", "bin"];
-/// Where Debian keeps the programs of each version of PostgreSQL.
+/// Where Debian keeps the programs of each version of `PostgreSQL`.
 const POSTGRESQL: &str = "usr/lib/postgresql";
 /// Where unpacked programs find their libraries.
 const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];

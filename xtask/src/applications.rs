@@ -1,7 +1,7 @@
 //! The applications that the real-kernel tests put ztseg between: from Debian's packages, unpacked
 //! and not installed.
 //!
-//! An installed server would be enabled and started as a service of this machine, and a PostgreSQL
+//! An installed server would be enabled and started as a service of this machine, and a `PostgreSQL`
 //! would get a cluster. So what is missing, libraries included, is unpacked below the target folder,
 //! where nothing but the tests finds it. What is installed already is used as it is.
 

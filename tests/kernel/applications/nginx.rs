@@ -48,10 +48,9 @@ impl Nginx {
         fs::write(folder.join("index.html"), vec![b'z'; 64 << 10])?;
         let log = folder.join("access.log");
         let at = folder.display();
-        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .iter()
+        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .map(|what| format!("{what}_temp_path {at}/{what};\n"))
-            .collect();
+            .concat();
         let configuration = folder.join("nginx.conf");
         // One process, which takes no other with it.
         let text = format!(

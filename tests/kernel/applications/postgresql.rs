@@ -1,4 +1,4 @@
-//! PostgreSQL, asked by pgbench.
+//! `PostgreSQL`, asked by pgbench.
 
 use std::fs;
 use std::net::IpAddr;

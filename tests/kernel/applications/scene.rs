@@ -93,13 +93,11 @@ impl Scene {
 
     /// Starts the agent with this policy, or applies it.
     pub(super) fn enforce(&mut self, policy: &str) -> Result<()> {
-        match &self.agent {
-            Some(agent) => agent.apply(policy).map(drop),
-            None => {
-                self.agent = Some(Agent::start(&self.world, policy)?);
-                Ok(())
-            }
+        if let Some(agent) = &self.agent {
+            return agent.apply(policy).map(drop);
         }
+        self.agent = Some(Agent::start(&self.world, policy)?);
+        Ok(())
     }
 
     pub(super) fn agent(&self) -> Result<&Agent> {

@@ -52,7 +52,11 @@ pub(super) fn flows_are_what_the_model_says(_: &Environment) -> Result<()> {
                     let (steps, found) = shortest(&mut line, seed, case, steps, found)?;
                     anyhow::bail!(
                         "{found}\nZTSEG_SEED={seed}, sequence {case}, as short as it gets:\n{}",
-                        steps.iter().map(|step| format!("  {step:?}\n")).collect::<String>()
+                        steps
+                            .iter()
+                            .map(|step| format!("  {step:?}\n"))
+                            .collect::<Vec<_>>()
+                            .concat()
                     );
                 }
             }

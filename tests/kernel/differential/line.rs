@@ -207,11 +207,12 @@ fn interfaces() -> Result<Vec<u32>> {
     let mut commands = "link set lo up\n".to_owned();
     let mut add = |name: &str, routes: [&str; 2]| {
         let [v4, v6] = routes;
-        commands.push_str(&format!(
+        commands += format!(
             "link add {name} type veth peer name {name}-far\n\
              link set {name}-far up\nlink set {name} up\n\
              route add {v4} dev {name}\nroute add {v6} dev {name}\n"
-        ));
+        )
+        .as_str();
     };
     let name = |workload: usize| format!("zt-flow{workload}");
     for (workload, addresses) in ADDRESSES.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! The TCP sockets of a network namespace over sock_diag(7): listed with what the kernel programs
+//! The TCP sockets of a network namespace over `sock_diag(7)`: listed with what the kernel programs
 //! keep with them, and destroyed.
 
 use std::io;
@@ -29,7 +29,7 @@ const SOCKID_AT: usize = 4;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// What a socket is doing (include/net/tcp_states.h); the states that matter here.
+/// What a socket is doing (`include/net/tcp_states.h`); the states that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     /// It has asked for a connection.
@@ -113,7 +113,7 @@ pub(super) fn destroy(diag: &OwnedFd, socket: &TcpSocket) -> io::Result<bool> {
     }
 }
 
-/// Whether this kernel destroys sockets (CONFIG_INET_DIAG_DESTROY). It is asked for one that cannot
+/// Whether this kernel destroys sockets (`CONFIG_INET_DIAG_DESTROY`). It is asked for one that cannot
 /// be: nothing has port zero.
 pub(super) fn can_destroy(diag: &OwnedFd) -> bool {
     let body = request(AF_INET, Phase::mask(), &[0; SOCKID]);
@@ -137,6 +137,7 @@ fn attribute_of(kind: u16, value: &[u8]) -> Vec<u8> {
 }
 
 /// A socket, unless its state is none of ours; `None` where the message is malformed.
+#[expect(clippy::option_option, reason = "malformed and of no interest are two things")]
 fn read(payload: &[u8]) -> Option<Option<TcpSocket>> {
     let (family, state) = (*payload.first()?, *payload.get(1)?);
     let id: [u8; SOCKID] = *payload.get(SOCKID_AT..)?.first_chunk()?;

@@ -65,7 +65,7 @@ impl Facts {
         self.destroyed.load(Ordering::Relaxed)
     }
 
-    /// This kernel destroys no sockets (CONFIG_INET_DIAG_DESTROY), or this process may not.
+    /// This kernel destroys no sockets (`CONFIG_INET_DIAG_DESTROY`), or this process may not.
     pub fn is_unsupported(&self) -> bool {
         self.unsupported.load(Ordering::Relaxed)
     }
@@ -144,14 +144,14 @@ impl Looks {
                 let look = self.look();
                 namespaces::enter(&home)?;
                 std::thread::sleep((begin.elapsed() * (SHARE - 1)).max(PAUSE));
-                let wished = wishes.try_iter().map(until).max();
-                end = end.max(wished.unwrap_or(end));
+                let later = wishes.try_iter().map(until).max();
+                end = end.max(later.unwrap_or(end));
                 let done = match look {
                     Look::Over => true,
                     Look::Done => Instant::now() > end,
                     Look::Again => false,
                 };
-                if done && wished.is_none() {
+                if done && later.is_none() {
                     break;
                 }
             }
