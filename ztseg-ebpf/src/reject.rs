@@ -16,7 +16,7 @@ use crate::interface::ETHERNET;
 use crate::maps::control;
 use crate::skb::{Skb, ztseg_parse};
 
-/// `PACKET_BROADCAST`, `PACKET_MULTICAST` (linux/if_packet.h)
+/// `PACKET_BROADCAST`, `PACKET_MULTICAST` (`linux/if_packet.h`)
 const TO_ALL: u32 = 1;
 const TO_MANY: u32 = 2;
 /// `BPF_F_INGRESS`
@@ -158,9 +158,8 @@ fn replace<const N: usize>(skb: &Skb, at: u32, bytes: &[u8; N]) -> bool {
 #[inline(never)]
 fn swap_link_addresses(skb: &Skb) -> bool {
     let Some(read) = skb.read::<LINK_ADDRESSES>(0) else { return false };
-    let [a, b, c, d, e, f, swapped @ ..] = read;
-    let [g, h, i, j, k, l] = swapped;
-    let addresses: [u8; LINK_ADDRESSES] = [g, h, i, j, k, l, a, b, c, d, e, f];
+    let mut addresses = read;
+    addresses.rotate_left(LINK_ADDRESSES / 2);
     let length = LINK_ADDRESSES as u32;
     // SAFETY: a plain helper call on the context; the buffer has that many bytes.
     unsafe { bpf_skb_store_bytes(skb.raw, 0, addresses.as_ptr().cast(), length, 0) == 0 }
