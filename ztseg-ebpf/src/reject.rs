@@ -158,8 +158,11 @@ fn replace<const N: usize>(skb: &Skb, at: u32, bytes: &[u8; N]) -> bool {
 #[inline(never)]
 fn swap_link_addresses(skb: &Skb) -> bool {
     let Some(read) = skb.read::<LINK_ADDRESSES>(0) else { return false };
-    let mut addresses = read;
-    addresses.rotate_left(LINK_ADDRESSES / 2);
+    let [to @ .., _, _, _, _, _, _] = read;
+    let [_, _, _, _, _, _, from @ ..] = read;
+    let mut addresses = [0; LINK_ADDRESSES];
+    addresses[..LINK_ADDRESSES / 2].copy_from_slice(&from);
+    addresses[LINK_ADDRESSES / 2..].copy_from_slice(&to);
     let length = LINK_ADDRESSES as u32;
     // SAFETY: a plain helper call on the context; the buffer has that many bytes.
     unsafe { bpf_skb_store_bytes(skb.raw, 0, addresses.as_ptr().cast(), length, 0) == 0 }
