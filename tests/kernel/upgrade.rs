@@ -1,6 +1,5 @@
 //! What an agent of another ABI version left in force, and what is left when an agent detaches.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use ztseg::datapath::{filters, has_tcx};
 use ztseg_common::ABI_VERSION;
+use ztseg_tests::agent::{Agent, OTHER_VERSION};
 use ztseg_tests::traffic::{Listen, Server, Stream, StreamKind};
 use ztseg_tests::world::patient;
 
@@ -52,14 +52,14 @@ fn from_another_version(_: &Environment) -> Result<()> {
         }
     }
     let pins = scene.world.pins().to_owned();
-    let (this, other) = (pins.join(format!("v{ABI_VERSION}")), pins.join("v0"));
+    let (this, other) = (pins.join(format!("v{ABI_VERSION}")), pins.join(OTHER_VERSION));
     for kill in [false, true, false] {
         if kill {
             scene.agent.kill9();
         } else {
             scene.agent.stop()?;
         }
-        fs::rename(&this, &other).context("pretending to be another version")?;
+        Agent::become_another_version(&scene.world)?;
         scene.agent.run(&[])?;
         ensure!(!other.exists(), "{} is still there", other.display());
         ensure!(this.join("links/ztseg_egress").exists(), "nothing is pinned");

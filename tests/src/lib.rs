@@ -2,6 +2,7 @@
 //!
 //! * [`world`]: cgroups and namespaces of its own, removed again whatever happens
 //! * [`actor`]: a child whose sockets a test leads step by step, and what hears its packets
+//! * [`policies`]: policies that change under traffic
 //! * [`process`]: children in a cgroup and a namespace of the world
 //! * [`traffic`]: clients and servers, which this same program is when it is told so
 //! * [`agent`]: the real agent, on this world only
@@ -11,6 +12,7 @@
 
 pub mod actor;
 pub mod agent;
+pub mod policies;
 pub mod process;
 pub mod tool;
 pub mod traffic;
