@@ -22,25 +22,38 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
     ("upgrade::on_exit_keep_leaves_all_in_force", on_exit_keep_leaves_all_in_force),
 ];
 
-/// Both directions are isolated. Peers may ask `/app` here.
+/// Both directions are isolated. Peers may ask `/app` and the guest here.
 const IN: u16 = 2002;
 
 fn from_another_version(_: &Environment) -> Result<()> {
-    let policy = format!("{POLICY}    - {{ from: any, to: app, ports: [tcp/{IN}, udp/{IN}] }}\n");
+    let policy = format!("{POLICY}    - {{ from: any, to: [app, guest], ports: [tcp/{IN}, udp/{IN}] }}\n");
     let mut scene = Scene::with(&policy, "", &[])?;
     let to = |port| SocketAddr::from((scene.world.uplink.far(false), port));
     let near = |port| SocketAddr::from((scene.world.uplink.near(false), port));
-    let listen = [IN, DENIED].map(|port| [Listen::Udp(near(port)), Listen::Tcp(near(port))]);
-    let _server = Server::start(&scene.app, &listen.concat())?;
+    let behind = |port| SocketAddr::from((scene.world.tap.far(false), port));
+    let listen = |to: &dyn Fn(u16) -> SocketAddr| {
+        [IN, DENIED].map(|port| [Listen::Udp(to(port)), Listen::Tcp(to(port))]).concat()
+    };
+    let _servers = [
+        Server::start(&scene.app, &listen(&near))?,
+        Server::start(&scene.world.guest.place(), &listen(&behind))?,
+    ];
     let interval = patient(Duration::from_millis(2));
     let (app, guest, peer) = (&scene.app, scene.world.guest.place(), scene.world.peer.place());
-    let kinds =
-        [StreamKind::Tcp, StreamKind::Udp, StreamKind::UdpUnconnected, StreamKind::TcpConnects];
+    let kinds = [
+        StreamKind::Tcp,
+        StreamKind::Udp,
+        StreamKind::UdpUnconnected,
+        StreamKind::TcpConnects,
+        StreamKind::UdpEach,
+    ];
     let (mut allowed, mut denied) = (Vec::new(), Vec::new());
     for (place, name, open, closed) in [
         (app, "out of a cgroup", to(ALLOWED), to(DENIED)),
         (&guest, "out of an interface", to(ALLOWED), to(DENIED)),
         (&peer, "into a cgroup", near(IN), near(DENIED)),
+        // Its answers leave by the hook that the new version attaches first.
+        (&peer, "into an interface", behind(IN), behind(DENIED)),
     ] {
         for kind in kinds {
             let stream = Stream::start(place, kind, open, interval).context(name)?;

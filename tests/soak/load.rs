@@ -102,10 +102,12 @@ impl Load {
             running.push(way.start(flows, rate).with_context(|| way.name)?);
         }
         let (app, open) = (&ways[0].client, &ways[0].server);
+        // Addresses of its own: the servers have the port at the others.
         let loopback = "127.0.0.2".parse()?;
+        let [beyond, _] = world.uplink.addresses(3);
         let iperf = vec![
             ("loopback", Iperf::start(open, loopback, app)?),
-            ("uplink", Iperf::start(&world.peer.place(), world.uplink.far(false), app)?),
+            ("uplink", Iperf::start(&world.peer.place(), beyond, app)?),
         ];
         Ok(Self { running, iperf, drops })
     }
@@ -135,7 +137,7 @@ impl Way {
         let server = Server::start(&self.server, &listen.concat())?;
         let flood = |port, flows| Flood { to: to(port), flows, rate }.start(&self.client);
         let stream = |kind, port| Stream::start(&self.client, kind, to(port), INTERVAL);
-        let kinds = [StreamKind::Tcp, StreamKind::TcpConnects];
+        let kinds = [StreamKind::Tcp, StreamKind::TcpConnects, StreamKind::UdpEach];
         let streams = kinds
             .iter()
             .map(|kind| Ok((format!("{kind:?}"), stream(*kind, ALLOWED)?)))

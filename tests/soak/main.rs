@@ -78,6 +78,7 @@ fn soak(cli: &Cli) -> Result<bool> {
     let (flows, rate) = (share(cli.flows, 1000), cli.rate);
     ensure!(flows >= 20, "--flows: at least 20, so that each way has some");
     let world = World::new()?;
+    world.peer.add_address(&world.uplink.far_interface, world.uplink.addresses(3)[0], 28)?;
     let mut agent = Agent::start(&world, &alternating(0))?;
 
     let still = Duration::from_secs(cli.still.unwrap_or(if cli.quick { 5 } else { 20 }));

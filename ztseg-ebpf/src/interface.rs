@@ -54,18 +54,21 @@ pub fn packet<const LINK_HEADER: u32>(skb: &Skb, hook: Hook) -> Fate {
     let workload = workload_interface(skb.ifindex());
     let outbound = matches!(hook, Hook::TcFromWorkload);
     let sight = Sight { control, stamp, workload, netns: 0, outbound };
-    match plain::answer(skb, LINK_HEADER, sight) {
-        Answer::Allow => Fate::Passes,
+    let fate = match plain::answer(skb, LINK_HEADER, sight) {
+        Answer::Allow => return Fate::Passes,
         Answer::Deny => Fate::Dropped,
-        answer => match long_way::<LINK_HEADER>(skb, hook, stamp, answer) {
-            // Behind the long way, whose stack it would not fit under.
-            fate @ (Fate::AnsweredOut | Fate::AnsweredIn) => {
-                let into_host = u32::from(fate == Fate::AnsweredIn);
-                let answered = reject::ztseg_reject(skb.raw, LINK_HEADER, into_host) != 0;
-                if answered { fate } else { Fate::Dropped }
-            }
-            fate => fate,
-        },
+        answer => long_way::<LINK_HEADER>(skb, hook, stamp, answer),
+    };
+    match fate {
+        Fate::Passes => Fate::Passes,
+        _ if maps::takes_over() => Fate::Passes,
+        // Behind the long way, whose stack it would not fit under.
+        Fate::AnsweredOut | Fate::AnsweredIn => {
+            let into_host = u32::from(fate == Fate::AnsweredIn);
+            let answered = reject::ztseg_reject(skb.raw, LINK_HEADER, into_host) != 0;
+            if answered { fate } else { Fate::Dropped }
+        }
+        Fate::Dropped => Fate::Dropped,
     }
 }
 

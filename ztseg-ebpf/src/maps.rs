@@ -11,7 +11,7 @@ use ztseg_common::fragments::{FragmentKey, FragmentState};
 use ztseg_common::key::{EntryKey, FlowKey4, FlowKey6, PORT_CHUNKS};
 use ztseg_common::shares::{Totals, Usage};
 use ztseg_common::state::{FlowState, SocketState};
-use ztseg_common::value::{Control, Entry, Fallback, Peer, PortChunk, Rule, Subject, Workload};
+use ztseg_common::value::{CONTROL_TAKES_OVER, Control, Entry, Fallback, Peer, PortChunk, Rule, Subject, Workload};
 
 /// `BPF_F_NO_PREALLOC` (uapi/linux/bpf.h)
 const NO_PREALLOC: usize = 1;
@@ -187,6 +187,12 @@ pub fn control() -> Option<&'static Control> {
 pub fn stamp(control: &Control) -> u64 {
     // SAFETY: a plain aligned word; volatile so that it is read exactly once.
     unsafe { core::ptr::read_volatile(&raw const control.stamp) }
+}
+
+/// Whether another version's programs still decide.
+#[inline(always)]
+pub fn takes_over() -> bool {
+    control().is_some_and(|control| control.flags & CONTROL_TAKES_OVER != 0)
 }
 
 /// Adds one to a counter of this CPU.

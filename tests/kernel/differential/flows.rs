@@ -256,7 +256,8 @@ impl Sequence<'_> {
         let capacity = Capacity { verdicts: 1 << 20, ..Capacity::default() };
         self.image = compile(&self.world.resolved, &self.world.workloads, &capacity)?;
         self.clocks = Clocks { wall: moment(&mut rng), ..Clocks::now() };
-        let end = self.ends().next();
+        let ends: Vec<_> = self.ends().collect();
+        let end = rng.choice(ends);
         if soon && let Some(end) = end {
             self.clocks.wall = end - SOON;
         }

@@ -94,16 +94,16 @@ impl Steps {
         let rng = &mut self.rng;
         match rng.u32(0..1000) {
             // These wait for the kernel, all others take microseconds.
-            0..4 => Step::Commit { number: rng.u64(..), soon: rng.u8(0..4) == 0 },
+            0..4 => Step::Commit { number: rng.u64(..), soon: rng.bool() },
             4..6 => Step::Again,
             6..8 => Step::Set { number: rng.u64(..) },
             8..30 => Step::Put { workload: rng.usize(0..WORKLOADS), like: rng.usize(0..WORKLOADS) },
             30..40 => Step::Remove { workload: rng.usize(0..WORKLOADS) },
             40..50 => Step::Pass { seconds: rng.u64(1..400) },
             50..75 => Step::Silence { flow: rng.usize(..), early: rng.bool() },
-            75..80 => Step::Wait,
-            80..95 => self.error(),
-            95..105 => self.stray(),
+            75..95 => Step::Wait,
+            95..110 => self.error(),
+            110..120 => self.stray(),
             _ => self.talk(),
         }
     }
@@ -238,7 +238,7 @@ impl Talk {
         let mut sequence = self.ends[end].sequence;
         if flags & RST != 0 {
             // Where it is exact, and on both sides of where it still counts.
-            let offsets = [0, 0, STEP, 16 * STEP, 17 * STEP, 0u32.wrapping_sub(STEP), 1 << 31];
+            let offsets = [0, STEP, 16 * STEP, 17 * STEP, 17 * STEP, 0u32.wrapping_sub(STEP), 1 << 31];
             sequence = sequence.wrapping_add(offsets[rng.usize(0..offsets.len())]);
         } else if rng.u8(0..3) == 0 {
             self.ends[end].sequence = sequence.wrapping_add(STEP * rng.u32(0..40));

@@ -37,7 +37,7 @@ use ztseg_common::event::{Counter, EVENT_VERSION, Event};
 use ztseg_common::key::{MAX_CGROUP_LEVEL, WorkloadKey, interface_of, scope, workload_interface};
 use ztseg_common::shares::Usage;
 use ztseg_common::value::{
-    CONTROL_EARLY_ANSWER, CONTROL_FAR_INTERFACES, CONTROL_WHOLE_HIERARCHY, Rule,
+    CONTROL_EARLY_ANSWER, CONTROL_FAR_INTERFACES, CONTROL_TAKES_OVER, CONTROL_WHOLE_HIERARCHY, Rule,
     WORKLOAD_HOST_SIDE, Workload, generation, slot,
 };
 
@@ -234,6 +234,9 @@ impl Datapath {
         let hz = clock::jiffies_per_second().map_err(|e| kernel("measuring the clock", e))?;
         let cookie = sys::netns_cookie().map_err(|e| kernel("asking for the netns cookie", e))?;
         control.set_host(hz, EVENT_BUDGET, cookie);
+        let others = versions::others(&options.bpffs, &pins)
+            .map_err(|e| kernel("looking for other versions", e))?;
+        control.set_flag(CONTROL_TAKES_OVER, !others.is_empty());
         let sweep = programs::program_fd(&ebpf, "ztseg_sweep")
             .and_then(|fd| Ok(Sweeper::open(&pins, fd.try_clone_to_owned()?, hz)?));
         let sweeper = sweep.map_err(|e| kernel("opening the flow tables", e))?;
@@ -361,9 +364,11 @@ impl Datapath {
     pub fn retire_others(&mut self) -> Result<Vec<String>, DatapathError> {
         let failed = |e| kernel("removing what another version left", e);
         let mut done = Vec::new();
+        // What came to interfaces before these programs were attached there. They have seen all
+        // packets since: from here on they decide, too.
+        self.carry_flows()?;
+        self.control.set_flag(CONTROL_TAKES_OVER, false);
         for other in versions::others(&self.options.bpffs, &self.pins).map_err(failed)? {
-            // Flows at interfaces, whose programs were attached since.
-            self.carry_flows()?;
             done.extend(versions::retire(&other, &self.pins).map_err(failed)?);
         }
         Ok(done)
