@@ -26,7 +26,8 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
 const IN: u16 = 2002;
 
 fn from_another_version(_: &Environment) -> Result<()> {
-    let policy = format!("{POLICY}    - {{ from: any, to: [app, guest], ports: [tcp/{IN}, udp/{IN}] }}\n");
+    let policy =
+        format!("{POLICY}    - {{ from: any, to: [app, guest], ports: [tcp/{IN}, udp/{IN}] }}\n");
     let mut scene = Scene::with(&policy, "", &[])?;
     let to = |port| SocketAddr::from((scene.world.uplink.far(false), port));
     let near = |port| SocketAddr::from((scene.world.uplink.near(false), port));

@@ -39,8 +39,8 @@ impl Iperf {
     /// Starts a server at an address of `server`, and a client at `client`.
     pub(crate) fn start(server: &Place, at: IpAddr, client: &Place) -> Result<Self> {
         let (at, port) = (at.to_string(), ALLOWED.to_string());
-        let mut listening =
-            server.spawn("iperf3", &["--server", "--forceflush", "--bind", &at, "--port", &port])?;
+        let mut listening = server
+            .spawn("iperf3", &["--server", "--forceflush", "--bind", &at, "--port", &port])?;
         listening.wait_for_output("Server listening", Duration::from_secs(20))?;
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, client) = (Arc::clone(&stop), client.clone());
@@ -63,7 +63,8 @@ impl Iperf {
 
 fn run(client: &Place, at: &str, port: &str, all: &mut Throughput) -> Result<()> {
     let time = SECONDS.to_string();
-    let args = ["--client", at, "--port", port, "--bidir", "--bitrate", RATE, "--time", &time, "-J"];
+    let args =
+        ["--client", at, "--port", port, "--bidir", "--bitrate", RATE, "--time", &time, "-J"];
     let (status, out, err) = client.spawn("iperf3", &args)?.wait(PATIENCE)?;
     let report: Value = serde_json::from_str(&out).with_context(|| format!("{out}\n{err}"))?;
     ensure!(status.success(), "iperf3 to {at}: {} {err}", report["error"]);

@@ -133,7 +133,8 @@ impl Load {
 impl Way {
     fn start(&self, flows: u32, rate: u32) -> Result<Running> {
         let to = |port| SocketAddr::from((self.at, port));
-        let listen = [ALLOWED, self.denied].map(|port| [Listen::Udp(to(port)), Listen::Tcp(to(port))]);
+        let listen =
+            [ALLOWED, self.denied].map(|port| [Listen::Udp(to(port)), Listen::Tcp(to(port))]);
         let server = Server::start(&self.server, &listen.concat())?;
         let flood = |port, flows| Flood { to: to(port), flows, rate }.start(&self.client);
         let stream = |kind, port| Stream::start(&self.client, kind, to(port), INTERVAL);

@@ -82,7 +82,10 @@ fn soak(cli: &Cli) -> Result<bool> {
     let mut agent = Agent::start(&world, &alternating(0))?;
 
     let still = Duration::from_secs(cli.still.unwrap_or(if cli.quick { 5 } else { 20 }));
-    println!("{flows} UDP flows, {rate} messages a second each; {} s without a change", still.as_secs());
+    println!(
+        "{flows} UDP flows, {rate} messages a second each; {} s without a change",
+        still.as_secs()
+    );
     let load = Load::start(&world, flows, rate)?;
     std::thread::sleep(still);
     let seen = load.finish(&world)?;

@@ -13,8 +13,17 @@ pub(crate) fn table(done: &Disturbances, seen: &Outcome, time: Duration) -> Stri
     let _ = writeln!(
         text,
         "  {:<16}{:>10}{:>10}{:>6}{:>9}{:>8}{:>7}{:>6}{:>8}{:>9}{:>7}",
-        "UDP and TCP", "UDP sent", "received", "lost", "messages", "connects", "lost", "|",
-        "denied:", "connects", "passed"
+        "UDP and TCP",
+        "UDP sent",
+        "received",
+        "lost",
+        "messages",
+        "connects",
+        "lost",
+        "|",
+        "denied:",
+        "connects",
+        "passed"
     );
     for way in &seen.ways {
         let stream = |kind: &str| way.streams.iter().find(|(name, _)| name == kind);
@@ -65,7 +74,9 @@ pub(crate) fn losses(seen: &Outcome, done: &Done) -> String {
             let at = way.begun + Duration::from_millis(lost.millis);
             let before = |when: &Instant| at.saturating_duration_since(*when);
             let last = done.when.iter().rev().find(|(when, _)| *when <= at);
-            let last = last.map(|(when, what)| format!("{} ms after a {what} began", before(when).as_millis()));
+            let last = last.map(|(when, what)| {
+                format!("{} ms after a {what} began", before(when).as_millis())
+            });
             let _ = writeln!(
                 text,
                 "  lost: {}, flow {}, message {}, at {} ms: {}",

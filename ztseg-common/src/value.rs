@@ -202,10 +202,9 @@ pub const CONTROL_WHOLE_HIERARCHY: u32 = 2;
 /// Flag of [`Control`]: some interface leads to a workload, so that who is asked may show only when
 /// the packet is on its way there.
 pub const CONTROL_FAR_INTERFACES: u32 = 4;
-/// Flag of [`Control`]: what another version left in force is still attached and decides. These
-/// programs have not seen all packets yet, so what they would deny passes them; what they allow they
-/// remember.
-pub const CONTROL_TAKES_OVER: u32 = 8;
+/// Flag of [`Control`]: another version's programs are attached, too, and those decide. What these
+/// would deny passes them, unreported; what they allow they remember.
+pub const CONTROL_STANDS_BACK: u32 = 8;
 
 /// The one word that programs read first, and the agent's settings for them.
 #[repr(C)]
@@ -218,7 +217,7 @@ pub struct Control {
     /// Bit n: some workload's cgroup lies n levels below the root of the cgroup hierarchy.
     pub levels: u32,
     /// [`CONTROL_EARLY_ANSWER`], [`CONTROL_WHOLE_HIERARCHY`], [`CONTROL_FAR_INTERFACES`],
-    /// [`CONTROL_TAKES_OVER`].
+    /// [`CONTROL_STANDS_BACK`].
     pub flags: u32,
     /// Network namespace cookie of the agent.
     pub netns: u64,

@@ -10,7 +10,7 @@ use aya_ebpf::helpers::generated::{
     bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_coarse_ns, bpf_ringbuf_query,
 };
 use ztseg_common::event::{Counter, EVENT_VERSION, Event, EventKind};
-use ztseg_common::value::{Control, generation};
+use ztseg_common::value::{CONTROL_STANDS_BACK, Control, generation};
 use ztseg_common::verdict::{Direction, Verdict};
 
 use crate::flow::Flow;
@@ -47,6 +47,9 @@ fn count_and_report<const CALL: bool>(flow: *const Flow, outcome: u64) -> u32 {
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
     let Some(control) = control() else { return 0 };
     let outcome = Outcome::from_bits(outcome);
+    if outcome.verdict() == Verdict::Deny && control.flags & CONTROL_STANDS_BACK != 0 {
+        return 0;
+    }
     if outcome.rule() != 0 {
         flow.policy().hit(outcome.rule());
     }

@@ -61,7 +61,7 @@ pub fn packet<const LINK_HEADER: u32>(skb: &Skb, hook: Hook) -> Fate {
     };
     match fate {
         Fate::Passes => Fate::Passes,
-        _ if maps::takes_over() => Fate::Passes,
+        _ if maps::stands_back() => Fate::Passes,
         // Behind the long way, whose stack it would not fit under.
         Fate::AnsweredOut | Fate::AnsweredIn => {
             let into_host = u32::from(fate == Fate::AnsweredIn);

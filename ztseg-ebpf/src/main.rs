@@ -73,7 +73,7 @@ const TC_REDIRECT: i32 = 7;
 fn cgroup(verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Allow => CGROUP_ALLOW,
-        Verdict::Deny if maps::takes_over() => CGROUP_ALLOW,
+        Verdict::Deny if maps::stands_back() => CGROUP_ALLOW,
         Verdict::Deny => CGROUP_DENY,
     }
 }

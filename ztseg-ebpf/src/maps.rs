@@ -11,7 +11,9 @@ use ztseg_common::fragments::{FragmentKey, FragmentState};
 use ztseg_common::key::{EntryKey, FlowKey4, FlowKey6, PORT_CHUNKS};
 use ztseg_common::shares::{Totals, Usage};
 use ztseg_common::state::{FlowState, SocketState};
-use ztseg_common::value::{CONTROL_TAKES_OVER, Control, Entry, Fallback, Peer, PortChunk, Rule, Subject, Workload};
+use ztseg_common::value::{
+    CONTROL_STANDS_BACK, Control, Entry, Fallback, Peer, PortChunk, Rule, Subject, Workload,
+};
 
 /// `BPF_F_NO_PREALLOC` (uapi/linux/bpf.h)
 const NO_PREALLOC: usize = 1;
@@ -189,10 +191,10 @@ pub fn stamp(control: &Control) -> u64 {
     unsafe { core::ptr::read_volatile(&raw const control.stamp) }
 }
 
-/// Whether another version's programs still decide.
+/// Whether another version's programs decide.
 #[inline(always)]
-pub fn takes_over() -> bool {
-    control().is_some_and(|control| control.flags & CONTROL_TAKES_OVER != 0)
+pub fn stands_back() -> bool {
+    control().is_some_and(|control| control.flags & CONTROL_STANDS_BACK != 0)
 }
 
 /// Adds one to a counter of this CPU.

@@ -150,7 +150,8 @@ impl Sequence<'_> {
     ) -> Result<Option<String>> {
         line.forget()?;
         let mut rng = seeded(seed, !case);
-        let world = World { resolved: ztseg::policy::resolved::Resolved::default(), workloads: Vec::new() };
+        let world =
+            World { resolved: ztseg::policy::resolved::Resolved::default(), workloads: Vec::new() };
         let image = compile(&world.resolved, &[], &Capacity::default())?;
         let mut model = Model::new(owners());
         model.members = vec![None; WORKLOADS];
@@ -193,7 +194,11 @@ impl Sequence<'_> {
         }
         let changes = matches!(
             step,
-            Step::Commit { .. } | Step::Again | Step::Set { .. } | Step::Put { .. } | Step::Remove { .. }
+            Step::Commit { .. }
+                | Step::Again
+                | Step::Set { .. }
+                | Step::Put { .. }
+                | Step::Remove { .. }
         );
         self.model.changes += u64::from(changes);
         Ok(After::Goes)

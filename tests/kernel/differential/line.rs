@@ -80,8 +80,7 @@ impl Line {
         let flows6 = [pin("FLOWS6")?, pin("SPILL6")?];
         let (control, usage, totals) = (pin("CONTROL")?, pin("USAGE")?, pin("TOTALS")?);
         let datapath = unattached.get()?;
-        let programs =
-            [datapath.program_fd("ztseg_tc_to")?, datapath.program_fd("ztseg_tc_from")?];
+        let programs = [datapath.program_fd("ztseg_tc_to")?, datapath.program_fd("ztseg_tc_from")?];
         let uplink = nix::net::if_::if_nametoindex("zt-flow-up")?;
         let hz = read(&control)?.hz;
         Ok(Self {

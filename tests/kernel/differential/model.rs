@@ -53,11 +53,20 @@ struct Key {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum What {
-    Ports { local: u16, remote: u16 },
+    Ports {
+        local: u16,
+        remote: u16,
+    },
     /// An echo and its answer are one flow, by identifier and by who asks.
-    Echo { identifier: u16, workload_asks: bool },
+    Echo {
+        identifier: u16,
+        workload_asks: bool,
+    },
     /// Any other message is a flow of its own, one way.
-    Icmp { outbound: bool, kind: u8 },
+    Icmp {
+        outbound: bool,
+        kind: u8,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -111,7 +120,9 @@ impl Model {
 
     /// For each flow, the seconds after which it will have been silent for too long.
     pub(super) fn timeouts(&self) -> impl Iterator<Item = u64> {
-        self.flows.iter().map(|(key, flow)| (flow.seen + timeout(key, flow)).saturating_sub(self.now))
+        self.flows
+            .iter()
+            .map(|(key, flow)| (flow.seen + timeout(key, flow)).saturating_sub(self.now))
     }
 
     fn segments(&self, workload: usize) -> Option<&SegmentSet> {

@@ -16,14 +16,29 @@ const QUOTED: usize = 8;
 /// What follows the IP header.
 #[derive(Clone, Debug)]
 pub(super) enum Content {
-    Tcp { ports: [u16; 2], segment: Segment },
-    Udp { ports: [u16; 2] },
-    Sctp { ports: [u16; 2], chunk: u8 },
-    Echo { request: bool, identifier: u16 },
+    Tcp {
+        ports: [u16; 2],
+        segment: Segment,
+    },
+    Udp {
+        ports: [u16; 2],
+    },
+    Sctp {
+        ports: [u16; 2],
+        chunk: u8,
+    },
+    Echo {
+        request: bool,
+        identifier: u16,
+    },
     /// Any other ICMP message that is neither an error nor discovery.
-    Icmp { kind: u8 },
+    Icmp {
+        kind: u8,
+    },
     /// An ICMP error, and the packet that it is about.
-    Error { about: Box<Packet> },
+    Error {
+        about: Box<Packet>,
+    },
     /// Neighbour solicitation.
     Discovery,
     Gre,

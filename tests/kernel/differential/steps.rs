@@ -13,8 +13,11 @@ use super::packet::{Content, Packet};
 /// Conversations at a time; few, so that there are packets enough for each.
 const CONVERSATIONS: usize = 8;
 /// Addresses that no workload has, with and without rules that name them.
-const ELSEWHERE: [[&str; 2]; 3] =
-    [["192.0.2.8", "2001:db8:1:2::9"], ["10.255.255.255", "2001:db8:ff::1"], ["128.0.0.1", "fd00::2"]];
+const ELSEWHERE: [[&str; 2]; 3] = [
+    ["192.0.2.8", "2001:db8:1:2::9"],
+    ["10.255.255.255", "2001:db8:ff::1"],
+    ["128.0.0.1", "fd00::2"],
+];
 /// Who is behind a workload's interface, and nobody knows.
 const BEHIND: [&str; 2] = ["198.18.0.1", "2001:db8:77::1"];
 /// What rules name, and what they do not.
@@ -238,7 +241,8 @@ impl Talk {
         let mut sequence = self.ends[end].sequence;
         if flags & RST != 0 {
             // Where it is exact, and on both sides of where it still counts.
-            let offsets = [0, STEP, 16 * STEP, 17 * STEP, 17 * STEP, 0u32.wrapping_sub(STEP), 1 << 31];
+            let offsets =
+                [0, STEP, 16 * STEP, 17 * STEP, 17 * STEP, 0u32.wrapping_sub(STEP), 1 << 31];
             sequence = sequence.wrapping_add(offsets[rng.usize(0..offsets.len())]);
         } else if rng.u8(0..3) == 0 {
             self.ends[end].sequence = sequence.wrapping_add(STEP * rng.u32(0..40));

@@ -37,8 +37,8 @@ use ztseg_common::event::{Counter, EVENT_VERSION, Event};
 use ztseg_common::key::{MAX_CGROUP_LEVEL, WorkloadKey, interface_of, scope, workload_interface};
 use ztseg_common::shares::Usage;
 use ztseg_common::value::{
-    CONTROL_EARLY_ANSWER, CONTROL_FAR_INTERFACES, CONTROL_TAKES_OVER, CONTROL_WHOLE_HIERARCHY, Rule,
-    WORKLOAD_HOST_SIDE, Workload, generation, slot,
+    CONTROL_EARLY_ANSWER, CONTROL_FAR_INTERFACES, CONTROL_STANDS_BACK, CONTROL_WHOLE_HIERARCHY,
+    Rule, WORKLOAD_HOST_SIDE, Workload, generation, slot,
 };
 
 use self::control::ControlWord;
@@ -235,8 +235,9 @@ impl Datapath {
         let cookie = sys::netns_cookie().map_err(|e| kernel("asking for the netns cookie", e))?;
         control.set_host(hz, EVENT_BUDGET, cookie);
         let others = versions::others(&options.bpffs, &pins)
-            .map_err(|e| kernel("looking for other versions", e))?;
-        control.set_flag(CONTROL_TAKES_OVER, !others.is_empty());
+            .and_then(|others| others.iter().map(|other| versions::decides(other)).collect());
+        let others: Vec<bool> = others.map_err(|e| kernel("looking for other versions", e))?;
+        control.set_flag(CONTROL_STANDS_BACK, others.contains(&true));
         let sweep = programs::program_fd(&ebpf, "ztseg_sweep")
             .and_then(|fd| Ok(Sweeper::open(&pins, fd.try_clone_to_owned()?, hz)?));
         let sweeper = sweep.map_err(|e| kernel("opening the flow tables", e))?;
@@ -365,10 +366,15 @@ impl Datapath {
         let failed = |e| kernel("removing what another version left", e);
         let mut done = Vec::new();
         // What came to interfaces before these programs were attached there. They have seen all
-        // packets since: from here on they decide, too.
+        // packets since: from here on they decide, and the others do not, who are about to miss some,
+        // since they cannot be detached everywhere at once.
         self.carry_flows()?;
-        self.control.set_flag(CONTROL_TAKES_OVER, false);
-        for other in versions::others(&self.options.bpffs, &self.pins).map_err(failed)? {
+        self.control.set_flag(CONTROL_STANDS_BACK, false);
+        let others = versions::others(&self.options.bpffs, &self.pins).map_err(failed)?;
+        for other in &others {
+            versions::stand_back(other).map_err(failed)?;
+        }
+        for other in others {
             done.extend(versions::retire(&other, &self.pins).map_err(failed)?);
         }
         Ok(done)

@@ -1,8 +1,10 @@
 //! Upgrades: what an agent of another ABI version left in force.
 //!
-//! Its programs stay attached until this agent's are, so a packet passes only where both let it:
-//! nothing that is denied passes in between. Who opened a flow is carried over from its flow
-//! table, so that a reply is not taken for a new flow; verdicts are not.
+//! Its programs stay attached and decide until this agent's are attached everywhere and know its
+//! flows; then they let everything pass, and are detached. So at each moment one version decides that
+//! has seen every packet: nothing that is denied passes in between, and no reply is a stranger's. Who
+//! opened a flow is carried over from its flow table, so that a reply is not taken for a new flow;
+//! verdicts are not.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -10,10 +12,12 @@ use std::hash::Hash;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use ztseg_common::key::{FlowKey4, FlowKey6, Place};
 use ztseg_common::shares::Credit;
 use ztseg_common::state::FlowState;
+use ztseg_common::value::CONTROL_STANDS_BACK;
 
 use super::programs::{FLOW_TABLES, Pins, SPILL_TABLES, remove_link};
 use super::sweep::Key;
@@ -92,6 +96,33 @@ fn carry<K: Key + Eq + Hash>(
     let copied = sys::map_update_batch_until_full(new.as_fd(), &keys, &values)?;
     keys.truncate(copied);
     Ok(keys.iter().map(Key::place).collect())
+}
+
+/// Whether the programs of another version are attached and decide: it may have been left in the
+/// middle of an upgrade.
+pub fn decides(other: &Path) -> io::Result<bool> {
+    let stands_back = |control: sys::ControlPage| {
+        control.flags().load(Ordering::SeqCst) & CONTROL_STANDS_BACK != 0
+    };
+    let attached = !detach::entries(&other.join("links"))?.is_empty();
+    Ok(attached && !control(other)?.is_some_and(stands_back))
+}
+
+/// Makes the programs of another version let everything pass.
+pub fn stand_back(other: &Path) -> io::Result<()> {
+    if let Some(control) = control(other)? {
+        control.flags().fetch_or(CONTROL_STANDS_BACK, Ordering::SeqCst);
+    }
+    Ok(())
+}
+
+/// The control word of another version; its flags are at the same place in all versions.
+fn control(other: &Path) -> io::Result<Option<sys::ControlPage>> {
+    match sys::open_pinned(&other.join("maps/CONTROL")) {
+        Ok(control) => sys::ControlPage::map(control.as_fd()).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// Detaches what another version left, and removes its pins. Says what it removed, one line each.
