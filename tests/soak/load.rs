@@ -125,7 +125,9 @@ impl Load {
             .map(|seen| (seen.name, seen.allowed.lost.clone()))
             .collect();
         let mut drops = drops(world)?;
-        drops.iter_mut().for_each(|(name, n)| *n -= self.drops.get(name).copied().unwrap_or(0));
+        for (name, n) in &mut drops {
+            *n -= self.drops.get(name).copied().unwrap_or(0);
+        }
         Ok(Outcome { ways, iperf, lost, drops })
     }
 }

@@ -10,40 +10,41 @@ use crate::load::Outcome;
 pub(crate) fn table(done: &Disturbances, seen: &Outcome, time: Duration) -> String {
     let mut text = format!("  {done}, {:.0} s\n", time.as_secs_f64());
     // Writing to a string does not fail.
-    let _ = writeln!(
-        text,
-        "  {:<16}{:>10}{:>10}{:>6}{:>9}{:>8}{:>7}{:>6}{:>8}{:>9}{:>7}",
-        "UDP and TCP",
-        "UDP sent",
-        "received",
-        "lost",
-        "messages",
-        "connects",
-        "lost",
-        "|",
-        "denied:",
-        "connects",
-        "passed"
+    let mut line = |cells: [String; 11]| {
+        let [name, cells @ ..] = cells;
+        let _ = write!(text, "  {name:<15}");
+        for cell in cells {
+            let _ = write!(text, "{cell:>10}");
+        }
+        text.push('\n');
+    };
+    line(
+        [
+            "", "UDP sent", "received", "lost", "messages", "connects", "sockets", "lost",
+            "denied", "connects", "passed",
+        ]
+        .map(str::to_owned),
     );
     for way in &seen.ways {
-        let stream = |kind: &str| way.streams.iter().find(|(name, _)| name == kind);
-        let sent = |kind: &str| stream(kind).map_or(0, |(_, counts)| counts.sent);
-        let of_flood = way.allowed.sent - way.allowed.received.min(way.allowed.sent);
-        let _ = writeln!(
-            text,
-            "  {:<16}{:>10}{:>10}{:>6}{:>9}{:>8}{:>7}{:>6}{:>8}{:>9}{:>7}",
-            way.name,
-            way.allowed.sent,
-            way.allowed.received,
-            of_flood,
+        let sent = |kind: &str| {
+            let stream = way.streams.iter().find(|(name, _)| name == kind);
+            stream.map_or(0, |(_, counts)| counts.sent).to_string()
+        };
+        let flood = &way.allowed;
+        let of_flood = flood.sent - flood.received.min(flood.sent);
+        line([
+            way.name.to_owned(),
+            flood.sent.to_string(),
+            flood.received.to_string(),
+            of_flood.to_string(),
             sent("Tcp"),
             sent("TcpConnects"),
-            way.lost() - of_flood,
-            "|",
-            way.denied.sent,
-            way.connects.sent,
-            way.passed(),
-        );
+            sent("UdpEach"),
+            (way.lost() - of_flood).to_string(),
+            way.denied.sent.to_string(),
+            way.connects.sent.to_string(),
+            way.passed().to_string(),
+        ]);
     }
     for (name, of) in &seen.iperf {
         let gigabits = of.bytes.map(|bytes| bytes * 8.0 / 1e9 / of.seconds.max(0.001));

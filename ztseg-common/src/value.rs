@@ -217,7 +217,7 @@ pub struct Control {
     /// Bit n: some workload's cgroup lies n levels below the root of the cgroup hierarchy.
     pub levels: u32,
     /// [`CONTROL_EARLY_ANSWER`], [`CONTROL_WHOLE_HIERARCHY`], [`CONTROL_FAR_INTERFACES`],
-    /// [`CONTROL_STANDS_BACK`].
+    /// [`CONTROL_STANDS_BACK`]. At this place in every version: another one stores into it.
     pub flags: u32,
     /// Network namespace cookie of the agent.
     pub netns: u64,
@@ -250,6 +250,7 @@ pub const fn slot(stamp: u64) -> u32 {
 
 const _: () = {
     assert!(size_of::<Workload>() == 16);
+    assert!(core::mem::offset_of!(Control, flags) == 12);
     assert!(size_of::<Subject>() == 8);
     assert!(size_of::<Peer>() == 8);
     assert!(size_of::<Entry>() == 24);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use jiff::{SignedDuration, Timestamp};
 use nix::sched::{CloneFlags, unshare};
 use ztseg::clocks::Clocks;
@@ -50,9 +50,10 @@ pub(super) fn flows_are_what_the_model_says(_: &Environment) -> Result<()> {
                 None => {}
                 Some(found) => {
                     let (steps, found) = shortest(&mut line, seed, case, steps, found)?;
-                    anyhow::bail!(
+                    let steps: Vec<_> = steps.iter().map(|step| format!("  {step:?}")).collect();
+                    bail!(
                         "{found}\nZTSEG_SEED={seed}, sequence {case}, as short as it gets:\n{}",
-                        steps.iter().map(|step| format!("  {step:?}\n")).collect::<String>()
+                        steps.join("\n")
                     );
                 }
             }

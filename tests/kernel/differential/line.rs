@@ -1,6 +1,7 @@
 //! The real programs: workloads behind interfaces of a network namespace of the test's own, with
 //! routes to them, and packets given to the programs at them.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -210,11 +211,13 @@ fn interfaces() -> Result<Vec<u32>> {
     let mut commands = "link set lo up\n".to_owned();
     let mut add = |name: &str, routes: [&str; 2]| {
         let [v4, v6] = routes;
-        commands.push_str(&format!(
+        // Writing to a string does not fail.
+        let _ = write!(
+            commands,
             "link add {name} type veth peer name {name}-far\n\
              link set {name}-far up\nlink set {name} up\n\
              route add {v4} dev {name}\nroute add {v6} dev {name}\n"
-        ));
+        );
     };
     let name = |workload: usize| format!("zt-flow{workload}");
     for (workload, addresses) in ADDRESSES.iter().enumerate() {
