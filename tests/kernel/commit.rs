@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use ztseg_tests::agent::Agent;
+use ztseg_tests::policies::{ALLOWED, DENIED_IN, DENIED_OUT, alternating};
 use ztseg_tests::process::Place;
 use ztseg_tests::traffic::{Listen, Server, Stream, StreamKind};
 use ztseg_tests::world::{World, patient, times};
@@ -22,72 +23,8 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
 
 /// How many policies are put in force.
 const POLICIES: u32 = 200;
-/// Allowed by every policy.
-const ALLOWED: u16 = 2000;
-/// Denied by every policy, at the client's end.
-const DENIED_OUT: u16 = 2001;
-/// Denied by every policy, at the server's end.
-const DENIED_IN: u16 = 2002;
-
 const KINDS: [StreamKind; 4] =
     [StreamKind::Tcp, StreamKind::Udp, StreamKind::UdpUnconnected, StreamKind::TcpConnects];
-
-/// The same flows are allowed and denied, but by other rules, ranks, classes and entries. Of each
-/// pair of policies, mixed halves would allow what both deny, or deny what both allow: in the odd
-/// ones the numbers of the even ones' allowed classes belong to what is denied.
-fn policy(number: u64) -> Result<String> {
-    let mut text = "
-apiVersion: ztseg.io/v1
-kind: SegmentPolicy
-metadata: { name: commit }
-spec:
-  segments:
-    app: { match: [ { cgroup: /app } ] }
-    open: { isolation: [], match: [ { cgroup: /open } ] }
-"
-    .to_owned();
-    let more = if number.is_multiple_of(2) { 0..0 } else { 0..40 };
-    for n in more.clone() {
-        writeln!(
-            text,
-            "    aa{n}: {{ match: [ {{ cgroup: /other/n{n} }}, {{ cgroup: /app/n{n} }} ] }}"
-        )?;
-    }
-    writeln!(text, "  deny:")?;
-    for n in more.clone() {
-        writeln!(
-            text,
-            "    - {{ name: no{n}, from: app, to: 203.0.113.{n}/32, ports: [udp/{}, tcp/1] }}",
-            2100 + n
-        )?;
-    }
-    writeln!(
-        text,
-        "    - {{ name: out, from: app, to: any, ports: [tcp/{DENIED_OUT}, udp/{DENIED_OUT}] }}"
-    )?;
-    writeln!(text, "  allow:")?;
-    for n in more {
-        writeln!(
-            text,
-            "    - {{ name: yes{n}, from: aa{n}, to: 203.0.113.0/24, ports: [tcp/{}] }}",
-            2000 + n + 3
-        )?;
-    }
-    let peers = if number.is_multiple_of(2) { "any" } else { "[\"0.0.0.0/0\", \"::/0\", open]" };
-    writeln!(
-        text,
-        "    - {{ name: to, from: app, to: {peers}, ports: [tcp/{ALLOWED}, udp/{ALLOWED}] }}"
-    )?;
-    writeln!(
-        text,
-        "    - {{ name: in, from: {peers}, to: app, ports: [tcp/{ALLOWED}, udp/{ALLOWED}] }}"
-    )?;
-    writeln!(
-        text,
-        "    - {{ name: wide, from: app, to: {peers}, ports: [tcp/{DENIED_OUT}, udp/{DENIED_OUT}] }}"
-    )?;
-    Ok(text)
-}
 
 /// Every kind of stream from `from` to `to`.
 fn streams(from: &Place, to: SocketAddr, kinds: &[StreamKind]) -> Result<Vec<(String, Stream)>> {
@@ -104,7 +41,7 @@ fn two_hundred_policies_under_traffic(_: &Environment) -> Result<()> {
     let world = World::new()?;
     let (app, open) = (world.workload("/app")?, world.workload("/open")?);
     let peer = world.peer.place();
-    let agent = Agent::start(&world, &policy(0)?)?;
+    let agent = Agent::start(&world, &alternating(0))?;
     let listen = |address: IpAddr, ports: &[u16]| -> Vec<Listen> {
         let both = |port: &u16| {
             [Listen::Tcp((address, *port).into()), Listen::Udp((address, *port).into())]
@@ -130,7 +67,7 @@ fn two_hundred_policies_under_traffic(_: &Environment) -> Result<()> {
     let before = agent.status()?["generation"].as_u64().context("no generation")?;
     let policies = u64::from(times(POLICIES));
     for number in 1..=policies {
-        agent.apply(&policy(number)?)?;
+        agent.apply(&alternating(number))?;
     }
     println!("{policies} policies were put in force");
     let after = agent.status()?["generation"].as_u64().context("no generation")?;

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use ztseg_common::ABI_VERSION;
 
 use crate::process::{Place, Process};
 use crate::world::{World, patient};
@@ -18,6 +19,9 @@ const READY: Duration = Duration::from_secs(20);
 const COMMAND: Duration = Duration::from_secs(60);
 /// How long a record may take from the kernel to a reader of `ztseg events`.
 const EVENT: Duration = Duration::from_secs(5);
+
+/// The folder of the pins of an agent of other layouts.
+pub const OTHER_VERSION: &str = "v0";
 
 /// The agent's executable, from `ZTSEG_BIN`.
 pub fn executable() -> Result<PathBuf> {
@@ -213,6 +217,14 @@ impl Agent {
         let (status, _, err) = process.wait(patient(COMMAND))?;
         ensure!(status.success(), "the agent ended with {status}: {err}");
         Ok(())
+    }
+
+    /// Makes what is pinned in `world` look as if an agent of other layouts had left it there. No agent
+    /// may run.
+    pub fn become_another_version(world: &World) -> Result<()> {
+        let [this, other] = [format!("v{ABI_VERSION}"), OTHER_VERSION.to_owned()];
+        fs::rename(world.pins().join(this), world.pins().join(other))
+            .context("pretending to be another version")
     }
 
     /// Kills it without a chance to clean up.

@@ -3,6 +3,7 @@
 //! * [`world`]: cgroups and namespaces of its own, removed again whatever happens
 //! * [`actor`]: a child whose sockets a test leads step by step, and what hears its packets
 //! * [`application`]: programs that others wrote
+//! * [`policies`]: policies that change under traffic
 //! * [`process`]: children in a cgroup and a namespace of the world
 //! * [`traffic`]: clients and servers, which this same program is when it is told so
 //! * [`agent`]: the real agent, on this world only
@@ -13,6 +14,7 @@
 pub mod actor;
 pub mod agent;
 pub mod application;
+pub mod policies;
 pub mod process;
 pub mod tool;
 pub mod traffic;

@@ -74,6 +74,16 @@ pub(crate) fn benchmark(workspace: &Workspace, object: &Path) -> Result<PathBuf>
     Ok(workspace.target().join("release/ztseg-bench"))
 }
 
+/// Builds the long run, optimised, and gives its file and the agent's.
+pub(crate) fn soak(workspace: &Workspace, object: &Path) -> Result<[PathBuf; 2]> {
+    let mut cargo = cargo_with(workspace, object);
+    // Both in one build and with the same settings: they share all that takes time.
+    cargo.args(["build", "--release", "--package", "ztseg", "--bin", "ztseg"]);
+    cargo.args(["--package", "ztseg-tests", "--bin", "ztseg-soak"]);
+    command::run(&mut cargo).context("the agent and the long run did not build")?;
+    Ok(["ztseg-soak", "ztseg"].map(|name| workspace.target().join("release").join(name)))
+}
+
 /// Builds the real-kernel tests and gives their executable.
 pub(crate) fn kernel_tests(workspace: &Workspace, object: &Path) -> Result<PathBuf> {
     let mut cargo = cargo_with(workspace, object);

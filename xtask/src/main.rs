@@ -16,6 +16,7 @@ mod kernels;
 mod modules;
 mod run;
 mod setup;
+mod soak;
 mod tally;
 mod test;
 mod toolchain;
@@ -55,6 +56,8 @@ enum Verb {
     Vm(vm::Options),
     /// Measure what ztseg costs, beside nothing and empty programs
     Bench(bench::Options),
+    /// Compare a million decisions with the model, then disturb real traffic for minutes
+    Soak(soak::Options),
     /// Look for inputs that break the readers of packets, policies and events (libFuzzer)
     Fuzz(fuzz::Options),
     /// What CI runs: formatting, lints, all tests, kernels 6.1 and 6.12
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Verb::Test(options) => test::verb(&workspace, &options),
         Verb::Vm(options) => vm::verb(&workspace, &options),
         Verb::Bench(options) => bench::verb(&workspace, &options),
+        Verb::Soak(options) => soak::verb(&workspace, &options),
         Verb::Fuzz(options) => fuzz::verb(&workspace, &options),
         Verb::Ci => Ok(ci::verb(&workspace)),
     });

@@ -12,6 +12,9 @@ use crate::workspace::Workspace;
 /// What the real-kernel tests call.
 const TEST_TOOLS: [&str; 1] = ["iproute2"];
 
+/// What the long run calls.
+const SOAK_TOOLS: [&str; 2] = ["iproute2", "iperf3"];
+
 /// What boots a virtual machine.
 const VM_TOOLS: [&str; 5] = ["qemu-system-x86", "busybox-static", "cpio", "xz-utils", "iproute2"];
 
@@ -21,6 +24,8 @@ pub(crate) fn verb(workspace: &Workspace) -> Result<ExitCode> {
     println!("setup: the kernel programs are built with {toolchain} and bpf-linker: there");
     test_tools(workspace)?;
     println!("setup: programs for the real-kernel tests ({}): there", TEST_TOOLS.join(" "));
+    soak_tools(workspace)?;
+    println!("setup: programs for the long run ({}): there", SOAK_TOOLS.join(" "));
     vm_tools(workspace)?;
     println!("setup: programs for virtual machines ({}): there", VM_TOOLS.join(" "));
     Ok(ExitCode::SUCCESS)
@@ -38,6 +43,11 @@ pub(crate) fn test_tools(workspace: &Workspace) -> Result<()> {
     apt::install(workspace, &TEST_TOOLS, "the real-kernel tests")?;
     applications::ready(workspace);
     Ok(())
+}
+
+/// What the long run calls; silent when it is there.
+pub(crate) fn soak_tools(workspace: &Workspace) -> Result<()> {
+    apt::install(workspace, &SOAK_TOOLS, "the long run")
 }
 
 /// What boots a virtual machine; silent when it is there.

@@ -1,6 +1,7 @@
 //! Clients and servers. What is said here runs in a child, in its own cgroup and namespace.
 
 mod client;
+mod flood;
 mod icmp;
 mod newborn;
 mod server;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+pub use self::flood::{Flood, Flooded, Flooding, Lost};
 pub use self::newborn::{Newborn, newborn};
 pub use self::server::{Listen, Server};
 pub use self::stream::{Counts, Stream, StreamKind};

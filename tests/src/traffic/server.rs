@@ -9,6 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::last_line;
@@ -138,8 +140,12 @@ fn bind(address: SocketAddr, kind: Type) -> std::io::Result<Socket> {
     }
     socket.set_reuse_address(true)?;
     if kind == Type::DGRAM {
-        // A burst that waits for a busy machine is not lost.
-        socket.set_recv_buffer_size(1 << 20)?;
+        // A burst that waits for a busy machine is not lost. Root may have more than the machine's
+        // maximum.
+        const BYTES: usize = 32 << 20;
+        if setsockopt(&socket, RcvBufForce, &BYTES).is_err() {
+            socket.set_recv_buffer_size(BYTES)?;
+        }
     }
     socket.bind(&address.into())?;
     if kind == Type::STREAM {

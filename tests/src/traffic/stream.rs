@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use super::tool::{say, wait_for_the_end};
-use super::{Outcome, Probe, client, last_line};
+use super::{Ask, Outcome, Probe, client, last_line};
 use crate::process::{Place, Process};
 
 /// How long the last answers may take.
@@ -29,6 +29,8 @@ pub enum StreamKind {
     UdpUnconnected,
     /// A new connection for each message.
     TcpConnects,
+    /// A new socket for each datagram.
+    UdpEach,
 }
 
 /// What became of it.
@@ -105,7 +107,8 @@ pub(super) fn run(kind: StreamKind, to: SocketAddr, interval_us: u64) -> Result<
         StreamKind::Tcp => tcp(&shared, to, interval),
         StreamKind::Udp => udp(&shared, to, interval, true),
         StreamKind::UdpUnconnected => udp(&shared, to, interval, false),
-        StreamKind::TcpConnects => connects(&shared, to, interval),
+        StreamKind::TcpConnects => each(&shared, Ask::Tcp, to, interval),
+        StreamKind::UdpEach => each(&shared, Ask::Udp, to, interval),
     }?;
     let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
     say(&Counts {
@@ -188,8 +191,8 @@ fn udp(shared: &Shared, to: SocketAddr, interval: Duration, connected: bool) -> 
     Ok(())
 }
 
-fn connects(shared: &Shared, to: SocketAddr, interval: Duration) -> Result<()> {
-    let probe = Probe::new(super::Ask::Tcp, to).bytes(8);
+fn each(shared: &Shared, ask: Ask, to: SocketAddr, interval: Duration) -> Result<()> {
+    let probe = Probe::new(ask, to).bytes(8);
     say(&"sending")?;
     while shared.goes_on() {
         let report = client::probe(&probe);

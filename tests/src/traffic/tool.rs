@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::actor;
 use crate::world::offload;
 
-use super::{Probe, client, newborn, server, stream};
+use super::{Probe, client, flood, newborn, server, stream};
 
 /// Runs the tool `args[0]`.
 pub(crate) fn run(args: &[String]) -> Result<()> {
@@ -30,12 +30,17 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         ["stream", kind, to, interval_us] => {
             stream::run(serde_json::from_str(kind)?, to.parse()?, interval_us.parse()?)
         }
+        ["flood", flood] => flood::run(&serde_json::from_str(flood)?),
         ["newborn", parent, count, first, second] => {
             newborn::run(Path::new(parent), count.parse()?, first.parse()?, second.parse()?)
         }
         ["sysctl", name, value] => {
             let file = Path::new("/proc/sys/net").join(name);
             fs::write(&file, value).with_context(|| format!("cannot set {}", file.display()))
+        }
+        ["read", file] => {
+            print!("{}", fs::read_to_string(file).with_context(|| format!("cannot read {file}"))?);
+            Ok(())
         }
         ["without-checksums", interface] => offload::without_checksums(interface),
         ["actor"] => actor::run(),

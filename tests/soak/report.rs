@@ -1,0 +1,98 @@
+//! What is printed.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use crate::disturb::{Disturbances, Done};
+use crate::load::Outcome;
+
+/// The numbers.
+pub(crate) fn table(done: &Disturbances, seen: &Outcome, time: Duration) -> String {
+    let mut text = format!("  {done}, {:.0} s\n", time.as_secs_f64());
+    // Writing to a string does not fail.
+    let mut line = |cells: [String; 11]| {
+        let [name, cells @ ..] = cells;
+        let _ = write!(text, "  {name:<15}");
+        for cell in cells {
+            let _ = write!(text, "{cell:>10}");
+        }
+        text.push('\n');
+    };
+    line(
+        [
+            "", "UDP sent", "received", "lost", "messages", "connects", "sockets", "lost",
+            "denied", "connects", "passed",
+        ]
+        .map(str::to_owned),
+    );
+    for way in &seen.ways {
+        let sent = |kind: &str| {
+            let stream = way.streams.iter().find(|(name, _)| name == kind);
+            stream.map_or(0, |(_, counts)| counts.sent).to_string()
+        };
+        let flood = &way.allowed;
+        let of_flood = flood.sent - flood.received.min(flood.sent);
+        line([
+            way.name.to_owned(),
+            flood.sent.to_string(),
+            flood.received.to_string(),
+            of_flood.to_string(),
+            sent("Tcp"),
+            sent("TcpConnects"),
+            sent("UdpEach"),
+            (way.lost() - of_flood).to_string(),
+            way.denied.sent.to_string(),
+            way.connects.sent.to_string(),
+            way.passed().to_string(),
+        ]);
+    }
+    for (name, of) in &seen.iperf {
+        let gigabits = of.bytes.map(|bytes| bytes * 8.0 / 1e9 / of.seconds.max(0.001));
+        let _ = writeln!(
+            text,
+            "  iperf3, {name}: {:.2} Gbit/s out, {:.2} Gbit/s in, {} retransmits, {} runs of 10 s",
+            gigabits[0], gigabits[1], of.retransmits, of.runs
+        );
+    }
+    let dropped: Vec<_> = seen.drops.iter().filter(|(_, n)| **n != 0).collect();
+    if !dropped.is_empty() {
+        let _ = writeln!(text, "  dropped by the kernel's queues: {dropped:?}");
+    }
+    let _ = writeln!(
+        text,
+        "  lost allowed packets {}, passed denied packets {}",
+        seen.lost(),
+        seen.passed()
+    );
+    text
+}
+
+/// Which messages were lost, and what happened just before.
+pub(crate) fn losses(seen: &Outcome, done: &Done) -> String {
+    let mut text = String::new();
+    for way in &seen.ways {
+        for lost in &way.allowed.lost {
+            let at = way.begun + Duration::from_millis(lost.millis);
+            let before = |when: &Instant| at.saturating_duration_since(*when);
+            let last = done.when.iter().rev().find(|(when, _)| *when <= at);
+            let last = last.map(|(when, what)| {
+                format!("{} ms after a {what} began", before(when).as_millis())
+            });
+            let _ = writeln!(
+                text,
+                "  lost: {}, flow {}, message {}, at {} ms: {}",
+                way.name,
+                lost.flow,
+                lost.number,
+                lost.millis,
+                last.unwrap_or_default()
+            );
+        }
+        for (kind, counts) in &way.streams {
+            if counts.sent != counts.received {
+                let _ = writeln!(text, "  lost: {}, {kind}: {counts:?}", way.name);
+            }
+        }
+    }
+    text
+}
