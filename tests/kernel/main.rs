@@ -19,10 +19,12 @@ mod flows;
 mod fragments;
 mod life;
 mod living;
+mod malformed;
 mod matrix;
 mod pressure;
 mod programs;
 mod reject;
+mod rules;
 mod sequences;
 mod sockets;
 mod toolchain;
@@ -61,6 +63,8 @@ fn main() -> ExitCode {
         commit::TESTS,
         agents::TESTS,
         living::TESTS,
+        malformed::TESTS,
+        rules::TESTS,
         flows::TESTS,
         behind::TESTS,
         failsafe::TESTS,

@@ -1,12 +1,10 @@
 //! Raw sockets and packet sockets: packets that the workload writes itself.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use ztseg_tests::actor::forge::{self, mark};
 use ztseg_tests::actor::{Actor, Kind, Set};
-use ztseg_tests::world::patient;
 
 use super::{ALLOWED, CLOSED, DENIED, Scene, policy};
 use crate::Body;
@@ -194,13 +192,7 @@ fn neighbour_discovery(_: &Environment) -> Result<()> {
 fn frames(_: &Environment) -> Result<()> {
     let mut scene = Scene::new()?;
     let link = &scene.world.tap;
-    let shown = scene.world.host.place().spawn("ip", &["-o", "link", "show", &link.interface])?;
-    let shown = shown.output(patient(Duration::from_secs(10)))?;
-    let mac = shown.split(" link/ether ").nth(1).context("no link address")?;
-    let mut address = [0; 6];
-    for (byte, text) in address.iter_mut().zip(mac.split([':', ' '])) {
-        *byte = u8::from_str_radix(text, 16)?;
-    }
+    let address = scene.world.host.link_address(&link.interface)?;
     let vm = &mut Actor::start(&scene.world.guest.place())?;
     let socket = vm.socket(Kind::Packet)?;
     let from = SocketAddr::from((link.far(false), 53));

@@ -18,12 +18,9 @@ use nix::sys::socket::{
 use nix::unistd::{getegid, geteuid, pipe};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
+use super::forge::ETH_P_IP;
 use super::step::{Answer, Kind, Set, Step};
 use crate::traffic::tool::say;
-
-/// `ETH_P_IP`, `ETH_P_IPV6` (`include/uapi/linux/if_ether.h`)
-const ETH_P_IP: u16 = 0x0800;
-const ETH_P_IPV6: u16 = 0x86dd;
 
 /// Reads steps until its test closes the standard input.
 pub(crate) fn run() -> Result<()> {
@@ -93,10 +90,8 @@ impl Sockets {
             Step::SendFile { socket, bytes, splice } => {
                 number = send_file(self.of(socket)?, &bytes, splice)? as u64;
             }
-            Step::SendFrame { socket, interface, to_mac, bytes } => {
-                let v6 = bytes.first().is_some_and(|first| first >> 4 == 6);
-                let protocol = if v6 { ETH_P_IPV6 } else { ETH_P_IP };
-                let to = link_address(&interface, to_mac, protocol)?;
+            Step::SendFrame { socket, interface, to_mac, ethertype, bytes } => {
+                let to = link_address(&interface, to_mac, ethertype)?;
                 number = self.of(socket)?.send_to(&bytes, &to)? as u64;
             }
             Step::Receive { socket, millis } => {

@@ -5,6 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 /// What marks a payload of ours, for an [`super::ear::Ear`].
 pub(super) const MARK: &[u8] = b"zt-mark-";
 
+/// Ethernet types (`include/uapi/linux/if_ether.h`).
+pub const ETH_P_IP: u16 = 0x0800;
+/// IPv6.
+pub const ETH_P_IPV6: u16 = 0x86dd;
+
 const IPV4_HEADER: usize = 20;
 const TCP_HEADER: u8 = 20;
 /// Protocol numbers (IANA).

@@ -204,8 +204,22 @@ impl Actor {
         to_mac: [u8; 6],
         bytes: &[u8],
     ) -> Result<Said> {
-        let interface = interface.to_owned();
-        self.act(&Step::SendFrame { socket: socket.0, interface, to_mac, bytes: bytes.to_vec() })
+        let v6 = bytes.first().is_some_and(|first| first >> 4 == 6);
+        let ethertype = if v6 { forge::ETH_P_IPV6 } else { forge::ETH_P_IP };
+        self.send_frame_of(socket, interface, to_mac, ethertype, bytes)
+    }
+
+    /// Sends a frame on an interface, from a packet socket: what follows its Ethernet header.
+    pub fn send_frame_of(
+        &mut self,
+        socket: Handle,
+        interface: &str,
+        to_mac: [u8; 6],
+        ethertype: u16,
+        bytes: &[u8],
+    ) -> Result<Said> {
+        let (interface, bytes) = (interface.to_owned(), bytes.to_vec());
+        self.act(&Step::SendFrame { socket: socket.0, interface, to_mac, ethertype, bytes })
     }
 
     /// Waits for bytes; how many came.

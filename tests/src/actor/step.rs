@@ -79,7 +79,7 @@ pub(super) enum Step {
     /// `sendfile(2)`, or `splice(2)` from a pipe
     SendFile { socket: u32, bytes: Vec<u8>, splice: bool },
     /// `sendto(2)` to a link
-    SendFrame { socket: u32, interface: String, to_mac: [u8; 6], bytes: Vec<u8> },
+    SendFrame { socket: u32, interface: String, to_mac: [u8; 6], ethertype: u16, bytes: Vec<u8> },
     /// `recv(2)`
     Receive { socket: u32, millis: u64 },
     /// `getsockname(2)`

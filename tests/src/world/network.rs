@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::patient;
 use crate::process::Place;
 
 /// Where ip(8) keeps namespaces with names.
@@ -62,6 +63,18 @@ impl Namespace {
     pub fn add_address(&self, interface: &str, address: IpAddr, prefix_len: u8) -> Result<()> {
         let nodad = if address.is_ipv6() { " nodad" } else { "" };
         self.batch(&format!("addr add {address}/{prefix_len} dev {interface}{nodad}\n"))
+    }
+
+    /// The link-layer address of an interface.
+    pub fn link_address(&self, interface: &str) -> Result<[u8; 6]> {
+        let shown = self.place().spawn("ip", &["-o", "link", "show", interface])?;
+        let shown = shown.output(patient(Duration::from_secs(10)))?;
+        let text = shown.split(" link/ether ").nth(1).context("no link-layer address")?;
+        let mut address = [0; 6];
+        for (byte, text) in address.iter_mut().zip(text.split([':', ' '])) {
+            *byte = u8::from_str_radix(text, 16)?;
+        }
+        Ok(address)
     }
 
     /// Writes a setting below `/proc/sys/net` of this namespace.
