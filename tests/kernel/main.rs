@@ -5,6 +5,7 @@
 //! (cgroups, network namespaces, pins) under names of its own and removes it, because tests run at
 //! the same time, and outside a virtual machine on somebody's real system.
 
+mod adoption;
 mod agents;
 mod applications;
 mod around;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         worlds::TESTS,
         commit::TESTS,
         agents::TESTS,
+        adoption::TESTS,
         living::TESTS,
         malformed::TESTS,
         rules::TESTS,
