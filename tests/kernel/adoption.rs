@@ -50,10 +50,12 @@ spec:
     )
 }
 
-/// Everything is open in one direction: a connection that is taken for one of the other end's goes on
-/// where it must not.
+/// One direction is open: a connection that is taken for one of the other end's goes on where it must
+/// not.
 const ONLY_OUT: &str = "{ name: out, from: app, to: any }";
-const ONLY_IN: &str = "{ name: in, from: any, to: app }";
+/// With its port: nothing says of a client's socket that is older than the agent that it is no
+/// server's whose listener has gone.
+const ONLY_IN: &str = "{ name: in, from: any, to: app, ports: [tcp/2000] }";
 
 /// A client and a server of `/app`, each in the host's network namespace and in one of its own.
 struct Scene {
