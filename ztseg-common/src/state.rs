@@ -84,6 +84,9 @@ pub struct SocketState {
     pub workload: WorkloadKey,
     /// The stamp under which `workload` was found.
     pub workload_stamp: u64,
+    /// The workload that owned it before, when that was another one: the socket's older flows are
+    /// known under its name. Zero: none.
+    pub former: WorkloadKey,
     /// The peer's workload on this host; zero when it is not known.
     pub peer: WorkloadKey,
     /// Network namespace cookie of the socket.
@@ -378,7 +381,7 @@ impl FlowState {
 }
 
 const _: () = {
-    assert!(size_of::<SocketState>() == 136);
+    assert!(size_of::<SocketState>() == 144);
     assert!(core::mem::offset_of!(SocketState, cgroup) == 64);
     assert!(size_of::<FlowState>() == 56);
 };

@@ -23,7 +23,7 @@ use crate::peer::ztseg_has_listener;
 use crate::plain::{self, Answer, Sight};
 use crate::policy::Policy;
 use crate::skb::{LISTEN, SYN_SENT, Skb, Sock};
-use crate::{claim, fragments, skb, table, workload};
+use crate::{claim, flows, fragments, skb, table, workload};
 
 /// Index of the loopback device in every network namespace (`LOOPBACK_IFINDEX`).
 pub const LOOPBACK: u32 = 1;
@@ -176,6 +176,9 @@ fn subject(skb: &Skb, sk: Sock, flow: &mut Flow) -> bool {
         return false;
     }
     if let Some(state) = SOCKETS.get(sk.raw, false) {
+        if state.workload_stamp != 0 && state.workload != flow.workload {
+            state.former = state.workload;
+        }
         state.workload = flow.workload;
         state.workload_stamp = flow.stamp;
     }
@@ -333,6 +336,7 @@ fn datagram(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
         report(skb.raw, &flow, Outcome::new(&decision));
         return Verdict::Deny;
     }
+    inherit(sk, &mut flow);
     let outcome = match table::special::<false>(skb.raw, &mut flow) {
         Some(verdict) => Outcome::once(verdict),
         None => table::packet::<false>(skb.raw, &mut flow, true),
@@ -358,6 +362,21 @@ fn datagram(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
         state.stamp = stamp;
     }
     Verdict::Allow
+}
+
+/// Takes over a flow that the table has under the workload that the socket belonged to before: who
+/// opened it, and no verdict.
+#[inline(always)]
+fn inherit(sk: Sock, flow: &mut Flow) {
+    let former = SOCKETS.get(sk.raw, false).map_or(0, |state| state.former);
+    if former == 0 {
+        return;
+    }
+    let role = flows::ztseg_former_role(flow, former) as u8;
+    if role != 0 {
+        flow.role = role;
+        flows::ztseg_insert(flow, Outcome::once(Verdict::Allow).bits());
+    }
 }
 
 /// Whether the kernel made this packet itself (a reset for a closed port, an echo reply): its

@@ -7,7 +7,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use ztseg_common::addr::proto;
 use ztseg_common::event::Counter;
-use ztseg_common::key::Place;
+use ztseg_common::key::{Place, WorkloadKey};
 use ztseg_common::packet::{Packet, SctpKind, tcp};
 use ztseg_common::shares::{Credit, SWEEP, SWEEP_OPERAND, Sweep, Totals, Usage};
 use ztseg_common::state::{FLOW_EXPIRES, FlowState, Phase, is_fresh, ticks, timeout_seconds};
@@ -98,6 +98,21 @@ pub fn again(flow: &Flow) -> Option<&'static mut FlowState> {
     };
     // SAFETY: as in `find_fresh`.
     unsafe { found.as_mut() }
+}
+
+/// The role of the subject in a flow that the tables have under the workload that it belonged to
+/// before, and not under the one that it belongs to now. Zero: there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_former_role(flow: *const Flow, former: WorkloadKey) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
+    let outbound = flow.is_outbound();
+    if fresh(&flow.packet, outbound, place(flow)).is_some() {
+        return 0;
+    }
+    let place = Place::new(former, flow.netns, flow.packet.protocol);
+    fresh(&flow.packet, outbound, place).map_or(0, |known| known.state.role.into())
 }
 
 /// Whether the tables have the flow of a packet that `place` has sent.
