@@ -20,6 +20,7 @@ mod fragments;
 mod life;
 mod living;
 mod matrix;
+mod older;
 mod pressure;
 mod programs;
 mod reject;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         living::TESTS,
         flows::TESTS,
         behind::TESTS,
+        older::TESTS,
         failsafe::TESTS,
         life::TESTS,
         upgrade::TESTS,
