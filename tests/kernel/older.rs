@@ -1,13 +1,18 @@
 //! Sockets that are older than the agent: who asks them, or is asked by them, knows them at once.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use ztseg::datapath::sys;
+use ztseg_common::ABI_VERSION;
 use ztseg_tests::actor::{Actor, Handle, Kind};
 use ztseg_tests::agent::Agent;
 use ztseg_tests::process::Place;
-use ztseg_tests::traffic::{Ask, Listen, Outcome, Probe, Server};
-use ztseg_tests::world::World;
+use ztseg_tests::traffic::{Ask, Hoard, Listen, Outcome, Probe, Server};
+use ztseg_tests::world::{World, patient, times};
 
 use crate::Body;
 use crate::environment::Environment;
@@ -18,6 +23,8 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
     ("older::a_passed_socket_is_its_makers", passed),
     ("older::clients_know_who_is_behind_an_interface", clients),
     ("older::services_are_known_after_an_upgrade", upgraded),
+    ("older::services_are_known_that_were_made_unseen", unseen),
+    ("older::a_hundred_thousand_sockets", many),
 ];
 
 /// No rule names an address. `other` is open on its side, so that what denies is that the machine
@@ -201,5 +208,48 @@ fn upgraded(_: &Environment) -> Result<()> {
             ensure!(outcome == expected, "{how:?} to {to}: {outcome:?}");
         }
     }
+    agent.stop()
+}
+
+/// While somebody had detached the program that sees sockets being made.
+fn unseen(_: &Environment) -> Result<()> {
+    let world = World::new()?;
+    let web = world.workload("/web")?;
+    let mut agent = Agent::start(&world, POLICY)?;
+    let pin = world.pins().join(format!("v{ABI_VERSION}/links/ztseg_create"));
+    agent.signal(Signal::SIGSTOP)?;
+    sys::link_detach(sys::open_pinned(&pin)?.as_fd())?;
+    let _server = Server::start(&web, &listen(&[IN, OUT]))?;
+    agent.signal(Signal::SIGCONT)?;
+    agent.wait_for_event(|event| event["what"] == "link-detached")?;
+    agent.wait_for_status(|status| status["socketsAdopted"].as_u64() >= Some(8))?;
+    for port in [IN, OUT] {
+        let outcome = ask(&world.guest.place(), Ask::Udp, (world.tap.near(false), port).into())?;
+        let expected = if port == IN { Outcome::Ok } else { Outcome::Timeout };
+        ensure!(outcome == expected, "port {port}: {outcome:?}");
+    }
+    agent.stop()
+}
+
+/// The agent does not stand still for them, and knows all.
+fn many(_: &Environment) -> Result<()> {
+    let count = times(100_000);
+    let world = World::new()?;
+    let _hoard = Hoard::start(&world.workload("/web/much")?, count)?;
+    let _server = Server::start(&world.workload("/web")?, &listen(&[IN]))?;
+    let start = Instant::now();
+    let mut agent = Agent::start(&world, POLICY)?;
+    println!("an agent ready beside {count} older sockets in {} ms", start.elapsed().as_millis());
+    agent.wait_for_status_within(patient(Duration::from_secs(60)), |status| {
+        status["socketsAdopted"] == u64::from(count) + 4 && status["socketsUnknown"] == 0
+    })?;
+    let outcome = ask(&world.guest.place(), Ask::Udp, (world.tap.near(false), IN).into())?;
+    ensure!(outcome == Outcome::Ok, "{outcome:?}");
+    agent.stop()?;
+    let start = Instant::now();
+    agent.run(&[])?;
+    println!("the next agent ready beside them in {} ms", start.elapsed().as_millis());
+    let status = agent.status()?;
+    ensure!(status["socketsAdopted"] == 0, "known ones were written anew: {status:#}");
     agent.stop()
 }

@@ -9,7 +9,7 @@
 //! the programs are attached, so that their first packet finds everybody known, and once after, for
 //! those that were made in between.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
@@ -44,6 +44,7 @@ pub struct Owners {
 pub struct Facts {
     adopted: AtomicU64,
     unknown: AtomicU64,
+    closed: AtomicU64,
 }
 
 impl Facts {
@@ -55,6 +56,11 @@ impl Facts {
     /// How many were not, at the last look: no process shows them, or it may not be looked into.
     pub fn unknown(&self) -> u64 {
         self.unknown.load(Ordering::Relaxed)
+    }
+
+    /// Processes and namespaces of workloads that could not be looked into at the last look.
+    pub fn closed(&self) -> u64 {
+        self.closed.load(Ordering::Relaxed)
     }
 }
 
@@ -130,23 +136,27 @@ impl Looks {
     fn look(&self, owners: &Owners) {
         let begin = Instant::now();
         let mut unknown = HashMap::new();
-        for namespace in namespaces::below(&self.cgroup_root).namespaces {
-            match self.strangers(&namespace) {
+        let namespaces::Found { namespaces, mut closed } = namespaces::below(&self.cgroup_root);
+        for namespace in &namespaces {
+            match self.strangers(namespace) {
                 Ok((netns, sockets)) => {
                     let sockets = sockets.into_iter().filter(|s| owners.owners.contains_key(&s.cgroup));
                     unknown.extend(sockets.map(|socket| (socket.cookie, (netns, socket))));
                 }
-                Err(e) => tracing::warn!(
-                    "the sockets of a network namespace cannot be listed: {e}; those that are older \
-                     than the agent are known with their next packet"
-                ),
+                Err(e) => {
+                    tracing::debug!("the sockets of a network namespace cannot be listed: {e}");
+                    closed += 1;
+                }
             }
         }
-        let adopted = self.adopt_all(owners, &mut unknown);
+        let (adopted, unreadable) = self.adopt_all(owners, &mut unknown);
+        closed += unreadable;
+        self.facts.closed.store(closed as u64, Ordering::Relaxed);
         self.facts.adopted.fetch_add(adopted, Ordering::Relaxed);
         self.facts.unknown.store(unknown.len() as u64, Ordering::Relaxed);
         tracing::debug!(
-            "{adopted} sockets that are older than the programs were taken over in {} ms, {} were not",
+            "{adopted} sockets that are older than the programs were taken over in {} ms, {} were \
+             not; {closed} processes and namespaces could not be looked into",
             begin.elapsed().as_millis(),
             unknown.len()
         );
@@ -159,12 +169,17 @@ impl Looks {
         Ok((sys::netns_cookie()?, sockets))
     }
 
-    /// Writes down whose the sockets are and takes them out of `unknown`; gives how many were written.
-    fn adopt_all(&self, owners: &Owners, unknown: &mut HashMap<u64, (u64, Stranger)>) -> u64 {
-        let inodes: std::collections::HashSet<u64> =
+    /// Writes down whose the sockets are and takes them out of `unknown`. Gives how many were written,
+    /// and how many processes could not be looked into.
+    fn adopt_all(
+        &self,
+        owners: &Owners,
+        unknown: &mut HashMap<u64, (u64, Stranger)>,
+    ) -> (u64, usize) {
+        let inodes: HashSet<u64> =
             unknown.values().map(|(_, socket)| socket.inode).filter(|inode| *inode != 0).collect();
         if inodes.is_empty() {
-            return 0;
+            return (0, 0);
         }
         let mut adopted = 0;
         let closed = holders::each_socket(
@@ -184,13 +199,7 @@ impl Looks {
                 if unknown.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             },
         );
-        if closed > 0 && !unknown.is_empty() {
-            tracing::warn!(
-                "{closed} processes of workloads cannot be looked into for sockets that are older than \
-                 the agent: give it CAP_SYS_PTRACE, and in a container the host's processes (hostPID)"
-            );
-        }
-        adopted
+        (adopted, closed)
     }
 
     fn write(&self, socket: BorrowedFd<'_>, state: &SocketState) -> io::Result<bool> {
