@@ -38,7 +38,7 @@ use crate::sockets::adopt::{Adopter, Owners};
 const RETRY: Duration = Duration::from_secs(5);
 
 /// How long the start waits for the sockets that are older than the programs to be known.
-const ADOPTION: Duration = Duration::from_secs(10);
+const ADOPTION: Duration = Duration::from_secs(5);
 
 /// By how much the end of a rule may differ from the time of day that is written.
 const TOLERANCE: SignedDuration = SignedDuration::from_millis(20);
@@ -147,7 +147,7 @@ impl<E: Enforcer> Core<E> {
                 );
             }
         }
-        enforcer.attach_cgroup()?;
+        let any_new = enforcer.attach_cgroup()?;
         let mut core = Self {
             options,
             enforcer,
@@ -191,7 +191,10 @@ impl<E: Enforcer> Core<E> {
         }
         core.settle();
         core.retire_others();
-        core.adopt_sockets(ADOPTION);
+        if any_new {
+            // Those that were made before the programs saw it.
+            core.adopt_sockets(ADOPTION);
+        }
         Ok(core)
     }
 
