@@ -22,6 +22,7 @@ mod life;
 mod living;
 mod malformed;
 mod matrix;
+mod older;
 mod pressure;
 mod programs;
 mod reject;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         rules::TESTS,
         flows::TESTS,
         behind::TESTS,
+        older::TESTS,
         failsafe::TESTS,
         life::TESTS,
         upgrade::TESTS,

@@ -104,12 +104,12 @@ fn ztseg_connect6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(sendmsg4)]
 fn ztseg_sendmsg4(ctx: SockAddrContext) -> i32 {
-    cgroup(syscall::early_answer(ctx.sock_addr, Hook::Sendmsg4))
+    cgroup(syscall::sendmsg(ctx.sock_addr, Hook::Sendmsg4))
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 fn ztseg_sendmsg6(ctx: SockAddrContext) -> i32 {
-    cgroup(syscall::early_answer(ctx.sock_addr, Hook::Sendmsg6))
+    cgroup(syscall::sendmsg(ctx.sock_addr, Hook::Sendmsg6))
 }
 
 #[cgroup_skb(ingress)]

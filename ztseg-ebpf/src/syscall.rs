@@ -7,7 +7,7 @@
 //! to the packet.
 
 use aya_ebpf::bindings::bpf_sock_addr;
-use aya_ebpf::helpers::generated::bpf_get_current_cgroup_id;
+use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie};
 use ztseg_common::addr::{Addr, Port, proto};
 use ztseg_common::key::IDENTITY_NOBODY;
 use ztseg_common::state::SOCKET_CREATED;
@@ -31,19 +31,41 @@ macro_rules! read {
     };
 }
 
-/// As [`early_answer`], at `connect`.
+/// At `connect`.
 #[inline(always)]
 pub fn connect(ctx: *mut bpf_sock_addr, hook: Hook) -> Verdict {
     let sk = read!(ctx, __bindgen_anon_1.sk);
     if !sk.is_null() {
         socket::reconnected(sk);
     }
+    sendmsg(ctx, hook)
+}
+
+/// At `sendmsg`.
+#[inline(always)]
+pub fn sendmsg(ctx: *mut bpf_sock_addr, hook: Hook) -> Verdict {
+    note_place(ctx);
     early_answer(ctx, hook)
+}
+
+/// Writes down where a socket is that nothing is known of. Such a one is older than the agent, and has
+/// had neither a port nor a peer by which the agent could have found it: it has no flow yet. Its packet
+/// needs to know whether the interface that it leaves by is one of the agent's.
+#[inline(always)]
+fn note_place(ctx: *mut bpf_sock_addr) {
+    let sk = read!(ctx, __bindgen_anon_1.sk);
+    if sk.is_null() || SOCKETS.get(sk, false).is_some() {
+        return;
+    }
+    if let Some(state) = SOCKETS.get(sk, true) {
+        // SAFETY: a plain helper call on the context.
+        state.netns = unsafe { bpf_get_netns_cookie(ctx.cast()) };
+    }
 }
 
 /// Denies what the packet hook would deny for certain.
 #[inline(always)]
-pub fn early_answer(ctx: *mut bpf_sock_addr, hook: Hook) -> Verdict {
+fn early_answer(ctx: *mut bpf_sock_addr, hook: Hook) -> Verdict {
     let Some(control) = maps::control() else { return Verdict::Allow };
     if control.flags & CONTROL_EARLY_ANSWER == 0 {
         return Verdict::Allow;

@@ -2,6 +2,7 @@
 
 mod client;
 mod flood;
+mod hoard;
 mod icmp;
 mod newborn;
 mod server;
@@ -15,6 +16,7 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 pub use self::flood::{Flood, Flooded, Flooding, Lost};
+pub use self::hoard::Hoard;
 pub use self::newborn::{Newborn, newborn};
 pub use self::server::{Listen, Server};
 pub use self::stream::{Counts, Stream, StreamKind};

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::actor;
 use crate::world::offload;
 
-use super::{Probe, client, flood, newborn, server, stream};
+use super::{Probe, client, flood, hoard, newborn, server, stream};
 
 /// Runs the tool `args[0]`.
 pub(crate) fn run(args: &[String]) -> Result<()> {
@@ -30,6 +30,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         ["stream", kind, to, interval_us] => {
             stream::run(serde_json::from_str(kind)?, to.parse()?, interval_us.parse()?)
         }
+        ["hoard", address, count] => hoard::run(address.parse()?, count.parse()?),
         ["flood", flood] => flood::run(&serde_json::from_str(flood)?),
         ["newborn", parent, count, first, second] => {
             newborn::run(Path::new(parent), count.parse()?, first.parse()?, second.parse()?)

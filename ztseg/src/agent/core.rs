@@ -18,7 +18,7 @@ use super::sources::PolicyFiles;
 use super::telling::Telling;
 use crate::api::types::{Applied, Origin, Problem};
 use crate::clocks::Clocks;
-use crate::datapath::{Capacity, DatapathError, InterfaceSide};
+use crate::datapath::{Capacity, DatapathError, InterfaceSide, Tampering};
 use crate::discover::Discovered;
 use crate::discover::cgroups::{CgroupEvent, WatchMode};
 use crate::discover::interfaces::Interface;
@@ -32,9 +32,13 @@ use crate::policy::failsafe::Failsafe;
 use crate::policy::resolved::Resolved;
 use crate::policy::source::Source;
 use crate::present::compact::security_line;
+use crate::sockets::adopt::{Adopter, Owners};
 
 /// How long to wait before something that failed is tried again without a new reason.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// How long the start waits for the sockets that are older than the programs to be known.
+const ADOPTION: Duration = Duration::from_secs(5);
 
 /// By how much the end of a rule may differ from the time of day that is written.
 const TOLERANCE: SignedDuration = SignedDuration::from_millis(20);
@@ -97,6 +101,7 @@ pub struct Core<E> {
     pub(super) undecodable: u64,
     pub(super) security: Security,
     pub(super) telling: Telling,
+    pub(super) adopter: Option<Adopter>,
     pub(super) started_at: Timestamp,
     /// Why the last load of a policy failed.
     pub(super) policy_error: Option<Problem>,
@@ -125,12 +130,24 @@ impl<E: Enforcer> Core<E> {
         found: Found,
         first: First,
         events: Arc<EventLog>,
+        adopter: Option<Adopter>,
     ) -> Result<Self, DatapathError> {
         let First { files, prepared, origin, error } = first;
         let last_good = options.state_dir.as_deref().map(LastGood::new);
         let clocks = Clocks::now();
         let generation = enforcer.commit(&prepared.image, &clocks)?.generation;
-        enforcer.attach_cgroup()?;
+        if let Some(adopter) = &adopter {
+            let is_workload = |key| prepared.image.workloads.contains_key(&key);
+            let owners = Arc::new(prepared.inventory.owners(is_workload));
+            let (stamp, _) = enforcer.stamp();
+            if !adopter.adopt(Owners { stamp, owners }, ADOPTION) {
+                tracing::warn!(
+                    "there are more sockets than could be looked at within {} s; the agent starts, and                      those that are left are known later",
+                    ADOPTION.as_secs()
+                );
+            }
+        }
+        let any_new = enforcer.attach_cgroup()?;
         let mut core = Self {
             options,
             enforcer,
@@ -153,6 +170,7 @@ impl<E: Enforcer> Core<E> {
             undecodable: 0,
             security: Security::default(),
             telling: Telling::default(),
+            adopter,
             started_at: Timestamp::now(),
             policy_error: None,
             workload_error: None,
@@ -173,6 +191,10 @@ impl<E: Enforcer> Core<E> {
         }
         core.settle();
         core.retire_others();
+        if any_new {
+            // Those that were made before the programs saw it.
+            core.adopt_sockets(ADOPTION);
+        }
         Ok(core)
     }
 
@@ -504,6 +526,12 @@ impl<E: Enforcer> Core<E> {
     /// right, and is told.
     pub fn guard(&mut self) {
         let findings = self.enforcer.inspect();
+        // Sockets that were made while a program was not attached.
+        if findings.iter().any(|f| {
+            matches!(f.what, Tampering::LinkDetached | Tampering::ProgramReplaced)
+        }) {
+            self.adopt_sockets(Duration::ZERO);
+        }
         for record in self.security.note(findings, Timestamp::now()) {
             tracing::warn!("security: {}", security_line(&record));
             self.events.publish(record);

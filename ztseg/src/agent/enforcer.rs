@@ -19,7 +19,7 @@ use crate::image::Image;
 #[expect(missing_docs, reason = "each is documented at Datapath, which has the same names")]
 pub trait Enforcer: Sized {
     fn commit(&mut self, image: &Image, clocks: &Clocks) -> Result<Committed, DatapathError>;
-    fn attach_cgroup(&mut self) -> Result<(), DatapathError>;
+    fn attach_cgroup(&mut self) -> Result<bool, DatapathError>;
     fn attach_interface(
         &mut self,
         ifindex: u32,
@@ -54,7 +54,7 @@ impl Enforcer for Datapath {
         Self::commit(self, image, clocks)
     }
 
-    fn attach_cgroup(&mut self) -> Result<(), DatapathError> {
+    fn attach_cgroup(&mut self) -> Result<bool, DatapathError> {
         Self::attach_cgroup(self)
     }
 

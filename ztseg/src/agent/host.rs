@@ -29,6 +29,7 @@ use crate::discover::mounts::cgroup_root;
 use crate::events::log::EventLog;
 use crate::inventory::Inventory;
 use crate::policy::source::Source;
+use crate::sockets::adopt::Adopter;
 use crate::sockets::{Teller, ViewRequest};
 
 /// Everything that `ztseg run` can be told.
@@ -134,7 +135,10 @@ pub fn agent<E: Enforcer>(
     for warning in &first.files.warnings {
         tracing::warn!("{warning}");
     }
-    let mut core = Core::start(core_options, enforcer, found, first, events.clone())?;
+    let adopter = Adopter::start(enforcer.verdicts()?, options.cgroup_root.clone())
+        .map_err(|e| refused("no thread")(&e))?;
+    let events_too = events.clone();
+    let mut core = Core::start(core_options, enforcer, found, first, events_too, Some(adopter))?;
     // What waits is one request: the thread asks for the next one when it has the answer.
     let (views_tx, views) = mpsc::channel(1);
     let teller = Teller::start(verdicts, options.cgroup_root.clone(), views_tx);

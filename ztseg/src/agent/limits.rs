@@ -1,7 +1,7 @@
 //! What the hooks in use cannot promise, whatever the policy says. `status` shows it.
 
 use crate::api::types::Limit;
-use crate::sockets::Facts;
+use crate::sockets::{Facts, adopt};
 
 /// (stable name, what is not promised, what to do where it matters)
 const LIMITS: &[(&str, &str, &str)] = &[
@@ -71,13 +71,6 @@ const LIMITS: &[(&str, &str, &str)] = &[
         "match the host's end of a veth pair, or the cgroup",
     ),
     (
-        "older-sockets",
-        "TC does not know whose a socket is that is older than the first agent: a rule with a \
-         segment of cgroups does not allow an interface workload's flows to and from it, and \
-         denied connects to it wait for their timeout",
-        "start the agent before the services, as at a boot, or restart them once",
-    ),
-    (
         "no-inet",
         "Unix sockets and vsock are not segmented",
         "use file permissions, and separate mounts",
@@ -100,8 +93,17 @@ const CLOSED: (&str, &str, &str) = (
      (hostPID)",
 );
 
+/// Only where some are left.
+const OLDER: (&str, &str, &str) = (
+    "older-sockets",
+    "some sockets are older than the agent, and whose they are could not be found out: a rule with \
+     a segment of cgroups does not allow an interface workload's flows to and from them",
+    "give the agent CAP_SYS_ADMIN and CAP_SYS_PTRACE, and in a container the host's processes \
+     (hostPID); or restart the services once",
+);
+
 /// The limits as the API gives them.
-pub fn limits(telling: Option<&Facts>) -> Vec<Limit> {
+pub fn limits(telling: Option<&Facts>, older: Option<&adopt::Facts>) -> Vec<Limit> {
     let owned = |(id, what, instead): &(&str, &str, &str)| Limit {
         id: (*id).into(),
         what: (*what).into(),
@@ -109,7 +111,8 @@ pub fn limits(telling: Option<&Facts>) -> Vec<Limit> {
     };
     let unsupported = telling.is_some_and(Facts::is_unsupported).then_some(NOT_DESTROYED);
     let closed = telling.is_some_and(|facts| facts.closed() > 0).then_some(CLOSED);
-    LIMITS.iter().chain(&unsupported).chain(&closed).map(owned).collect()
+    let left = older.is_some_and(|facts| facts.unknown() + facts.closed() > 0).then_some(OLDER);
+    LIMITS.iter().chain(&unsupported).chain(&closed).chain(&left).map(owned).collect()
 }
 
 #[cfg(test)]
@@ -118,10 +121,10 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_texts_are_there() {
-        let mut ids: Vec<_> = limits(None).into_iter().map(|l| l.id).collect();
+        let mut ids: Vec<_> = limits(None, None).into_iter().map(|l| l.id).collect();
         ids.sort();
         ids.dedup();
         assert_eq!(ids.len(), LIMITS.len());
-        assert!(limits(None).iter().all(|l| !l.what.is_empty() && !l.instead.is_empty()));
+        assert!(limits(None, None).iter().all(|l| !l.what.is_empty() && !l.instead.is_empty()));
     }
 }

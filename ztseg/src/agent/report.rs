@@ -9,7 +9,7 @@ use crate::api::types::{self, Fill, Map, Program, Status, WorkloadInfo};
 use crate::discover::cgroups::WatchMode;
 use crate::inventory::Membership;
 use crate::policy::failsafe::{Failsafe, Opening};
-use crate::sockets::Facts;
+use crate::sockets::{Facts, adopt};
 
 impl<E: Enforcer> Core<E> {
     /// The whole state.
@@ -43,6 +43,7 @@ impl<E: Enforcer> Core<E> {
             }
         }
         let (image, capacity) = (&running.image, &self.options.capacity);
+        let older = self.adopter.as_ref().map(|adopter| &*adopter.facts);
         let fill = |option: &str, used, limit| Fill { option: option.into(), used, limit };
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -83,6 +84,8 @@ impl<E: Enforcer> Core<E> {
             counters: counters.into_iter().map(|(c, n)| (c.name().to_owned(), n)).collect(),
             events_undecodable: self.undecodable,
             sockets_destroyed: self.telling.facts().map_or(0, Facts::destroyed),
+            sockets_adopted: older.map_or(0, adopt::Facts::adopted),
+            sockets_unknown: older.map_or(0, adopt::Facts::unknown),
             events_lost_by_readers: self.events.lost(),
             capacity: vec![
                 fill("verdicts", image.entries.len(), capacity.verdicts),
@@ -94,7 +97,7 @@ impl<E: Enforcer> Core<E> {
                 .into_iter()
                 .map(|m| Map { name: m.name, max_entries: m.max_entries, bytes: m.bytes })
                 .collect(),
-            limits: limits(self.telling.facts()),
+            limits: limits(self.telling.facts(), older),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use ztseg_common::addr::proto;
@@ -14,6 +15,7 @@ use super::core::Core;
 use super::enforcer::Enforcer;
 use crate::events::decode::Record;
 use crate::image::Image;
+use crate::sockets::adopt::Owners;
 use crate::sockets::{Facts, Teller, View, Why, tells};
 
 /// What the owner of the state keeps for that.
@@ -96,12 +98,29 @@ impl<E: Enforcer> Core<E> {
         if !self.telling.tells {
             return None;
         }
-        let Self { inventory, running, telling, enforcer, .. } = self;
+        let owners = self.owners();
+        let (stamp, netns) = self.enforcer.stamp();
+        let (image, now) = (self.running.image.clone(), Timestamp::now());
+        Some(View { stamp, image, owners, netns, now })
+    }
+
+    /// The workload of each cgroup.
+    fn owners(&mut self) -> Arc<HashMap<u64, WorkloadKey>> {
+        let Self { inventory, running, telling, .. } = self;
         let owners = telling.owners.get_or_insert_with(|| {
             Arc::new(inventory.owners(|key| running.image.workloads.contains_key(&key)))
         });
-        let (stamp, netns) = enforcer.stamp();
-        let (image, owners, now) = (running.image.clone(), owners.clone(), Timestamp::now());
-        Some(View { stamp, image, owners, netns, now })
+        owners.clone()
+    }
+
+    /// Lets whose the sockets are be written down that the programs know nothing of, and waits for
+    /// that no longer than `patience`.
+    pub(super) fn adopt_sockets(&mut self, patience: Duration) {
+        if self.adopter.is_some() {
+            let (stamp, owners) = (self.enforcer.stamp().0, self.owners());
+            if let Some(adopter) = &self.adopter {
+                adopter.adopt(Owners { stamp, owners }, patience);
+            }
+        }
     }
 }

@@ -81,7 +81,7 @@ fn core_with(capacity: Capacity, cgroups: &[CgroupFacts]) -> (Core<Fake>, Fake) 
     };
     let events = Arc::new(EventLog::with_queue(8));
     let first = First { files, prepared, origin: Origin::Configured, error: None };
-    let core = Core::start(options, fake.clone(), found, first, events);
+    let core = Core::start(options, fake.clone(), found, first, events, None);
     (core.expect("started"), fake)
 }
 

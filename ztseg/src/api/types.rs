@@ -355,6 +355,12 @@ pub struct Status {
     /// (`reject`).
     #[serde(default)]
     pub sockets_destroyed: u64,
+    /// Sockets that are older than the programs, and whose that was found out.
+    #[serde(default)]
+    pub sockets_adopted: u64,
+    /// Those whose it was not, at the last look.
+    #[serde(default)]
+    pub sockets_unknown: u64,
     /// Events that slow readers lost.
     pub events_lost_by_readers: u64,
     /// How full the ceilings are.

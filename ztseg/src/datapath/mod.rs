@@ -348,8 +348,10 @@ impl Datapath {
         workload
     }
 
-    /// Attaches the cgroup programs to the cgroup root; does nothing when they are.
-    pub fn attach_cgroup(&mut self) -> Result<(), DatapathError> {
+    /// Attaches the cgroup programs to the cgroup root; does nothing when they are. True: some program
+    /// was not attached before, neither by an earlier agent.
+    pub fn attach_cgroup(&mut self) -> Result<bool, DatapathError> {
+        let mut any_new = false;
         if !self.cgroup_attached {
             let root = &self.options.cgroup_root;
             let whole = is_whole_hierarchy(root)
@@ -358,11 +360,13 @@ impl Datapath {
             // Before, for the first packets that the programs see; and what came in between.
             self.carry_flows()?;
             let root = &self.options.cgroup_root;
-            self.links.extend(programs::attach_cgroup(&self.ebpf, &self.pins, root)?);
+            let (links, new) = programs::attach_cgroup(&self.ebpf, &self.pins, root)?;
+            self.links.extend(links);
+            any_new = new;
             self.carry_flows()?;
             self.cgroup_attached = true;
         }
-        Ok(())
+        Ok(any_new)
     }
 
     fn carry_flows(&self) -> Result<(), DatapathError> {

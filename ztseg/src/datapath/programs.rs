@@ -207,21 +207,25 @@ fn fd_of_sock_addr(p: &CgroupSockAddr) -> anyhow::Result<BorrowedFd<'_>> {
     Ok(p.fd()?.as_fd())
 }
 
-/// Attaches the cgroup programs; gives the links by their pins.
+/// Attaches the cgroup programs; gives the links by their pins. True: some program was not attached
+/// before.
 pub fn attach_cgroup(
     ebpf: &Ebpf,
     pins: &Pins,
     root: &Path,
-) -> Result<Vec<(PathBuf, Link)>, DatapathError> {
+) -> Result<(Vec<(PathBuf, Link)>, bool), DatapathError> {
+    let mut any_new = false;
     let doing = |name: &str| format!("attaching {name} to the cgroup {}", root.display());
-    let attach = |(name, attach_type): (&'static str, AttachType)| {
+    let mut attach = |(name, attach_type): (&'static str, AttachType)| {
         let program = program_fd(ebpf, name).map_err(|e| kernel(&doing(name), e))?;
         let (pin, target) = (pins.links().join(name), Target::Cgroup(root.to_owned()));
-        let (link, _) = Link::attach((name, program), &target, attach_type, &pin)
+        let (link, new) = Link::attach((name, program), &target, attach_type, &pin)
             .map_err(|e| kernel(&doing(name), e))?;
+        any_new |= new;
         Ok((pin, link))
     };
-    CGROUP_PROGRAMS.into_iter().map(attach).collect()
+    let links = CGROUP_PROGRAMS.into_iter().map(&mut attach).collect::<Result<_, _>>()?;
+    Ok((links, any_new))
 }
 
 /// A TC program and where it goes.

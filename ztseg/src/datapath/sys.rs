@@ -1,5 +1,5 @@
-//! The system calls that no crate offers: `bpf(2)` commands, the mapped control page, and three
-//! questions to the network stack. All of the agent's `unsafe` is in this file.
+//! The system calls that no crate offers: `bpf(2)` commands, the mapped control page, questions to
+//! the network stack, and other processes' descriptors. All of the agent's `unsafe` is in this file.
 
 use std::ffi::CString;
 use std::io;
@@ -164,12 +164,34 @@ pub fn map_update<K: NoUninit, V: NoUninit>(
     key: &K,
     value: &V,
 ) -> io::Result<()> {
+    update(map, key, value, 0)
+}
+
+/// Sets the element of a socket in a socket storage map, unless it has one. False: it has.
+pub fn socket_storage_insert<V: NoUninit>(
+    map: BorrowedFd<'_>,
+    socket: BorrowedFd<'_>,
+    value: &V,
+) -> io::Result<bool> {
+    const BPF_NOEXIST: u64 = 1;
+    match update(map, &socket.as_raw_fd(), value, BPF_NOEXIST) {
+        Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
+fn update<K: NoUninit, V: NoUninit>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    value: &V,
+    flags: u64,
+) -> io::Result<()> {
     let mut attr = ElementAttr {
         map_fd: fd_u32(map.as_raw_fd()),
         zero: 0,
         key: std::ptr::from_ref(key) as u64,
         value: std::ptr::from_ref(value) as u64,
-        flags: 0,
+        flags,
     };
     bpf(Command::MapUpdate, &mut attr).map(drop)
 }
@@ -524,23 +546,54 @@ fn datagram_socket() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The cookie of this process' network namespace (`SO_NETNS_COOKIE`, kernel 5.14).
-pub fn netns_cookie() -> io::Result<u64> {
-    const SO_NETNS_COOKIE: libc::c_int = 71;
-    let socket = datagram_socket()?;
-    let mut cookie = 0u64;
+/// A 64-bit option of a socket (`SOL_SOCKET`).
+fn socket_option(socket: BorrowedFd<'_>, name: libc::c_int) -> io::Result<u64> {
+    let mut value = 0u64;
     let mut length = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(8);
     // SAFETY: the buffer has the length that is passed.
     let ret = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            std::ptr::from_mut(&mut cookie).cast(),
+            name,
+            std::ptr::from_mut(&mut value).cast(),
             &raw mut length,
         )
     };
-    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+/// The cookie of this thread's network namespace (`SO_NETNS_COOKIE`, kernel 5.14).
+pub fn netns_cookie() -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    socket_option(datagram_socket()?.as_fd(), SO_NETNS_COOKIE)
+}
+
+/// What `sock_diag(7)` calls a socket by: no other ever has the same (`SO_COOKIE`).
+pub fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    socket_option(socket, libc::SO_COOKIE)
+}
+
+/// A descriptor that stands for a process, whoever has its number later.
+pub fn process(pid: libc::pid_t) -> io::Result<OwnedFd> {
+    // SAFETY: a plain system call; the result is checked.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
+/// A duplicate of another process' descriptor (`pidfd_getfd(2)`). What it is of stays open for as
+/// long as the duplicate is.
+pub fn duplicate_of(process: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: a plain system call; the result is checked.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
+}
+
+/// The descriptor that a system call has made, or its error.
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    match RawFd::try_from(result) {
+        // SAFETY: the kernel has just made this descriptor for us; it is owned by nobody else.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Whether packets on an interface begin with an Ethernet header (`ARPHRD_ETHER`, and loopback,

@@ -106,6 +106,8 @@ fn counters(status: &Status) -> String {
         ("events_undecodable", status.events_undecodable),
         ("events_lost_by_readers", status.events_lost_by_readers),
         ("sockets_destroyed", status.sockets_destroyed),
+        ("sockets_adopted", status.sockets_adopted),
+        ("sockets_unknown", status.sockets_unknown),
     ];
     let tampering = status.tampering.iter();
     let tampering = tampering.map(|(what, n)| [format!("tampering {what}"), n.to_string()]);

@@ -1,5 +1,5 @@
-//! The TCP sockets of a network namespace over `sock_diag(7)`: listed with what the kernel programs
-//! keep with them, and destroyed.
+//! The sockets of a network namespace over `sock_diag(7)`: listed with what the kernel programs keep
+//! with them, and destroyed.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
@@ -60,6 +60,28 @@ impl Phase {
     }
 }
 
+/// The states of sockets that a process may hold: all but `TIME_WAIT` and `NEW_SYN_RECV`, which are
+/// no sockets yet or any more.
+const HELD: u32 = !(1 << 6 | 1 << 12);
+/// Where `struct inet_diag_msg` has the socket's cookie, owner and inode.
+const COOKIE_AT: usize = 44;
+const UID_AT: usize = 64;
+const INODE_AT: usize = 68;
+
+/// A socket that the kernel programs know nothing of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stranger {
+    /// What `SO_COOKIE` says.
+    pub(super) cookie: u64,
+    /// By which a process' descriptors show it; zero: no process has it (yet).
+    pub(super) inode: u64,
+    /// The id of its cgroup; zero where the kernel does not say.
+    pub(super) cgroup: u64,
+    /// The owner, in the initial user namespace.
+    pub(super) uid: u32,
+    pub(super) is_tcp: bool,
+}
+
 /// An address and a port.
 pub(super) type End = (Addr, Port);
 
@@ -84,17 +106,19 @@ pub(super) fn open() -> io::Result<OwnedFd> {
     netlink::open(SockProtocol::NetlinkSockDiag, 0)
 }
 
+/// Asks for what the sockets have in a storage map.
+fn storages_in(map: BorrowedFd<'_>) -> Vec<u8> {
+    let map = map.as_raw_fd().to_ne_bytes();
+    let request = attribute_of(SK_DIAG_BPF_STORAGE_REQ_MAP_FD, &map);
+    attribute_of(INET_DIAG_REQ_SK_BPF_STORAGES, &request)
+}
+
 /// The TCP sockets, with what they have in the storage map `states`.
 pub(super) fn tcp_sockets(diag: &OwnedFd, states: BorrowedFd<'_>) -> io::Result<Vec<TcpSocket>> {
-    let map = states.as_raw_fd().to_ne_bytes();
-    let storages = attribute_of(
-        INET_DIAG_REQ_SK_BPF_STORAGES,
-        &attribute_of(SK_DIAG_BPF_STORAGE_REQ_MAP_FD, &map),
-    );
     let mut sockets = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        let mut body = request(family, Phase::mask(), &[0; SOCKID]);
-        body.extend(&storages);
+        let mut body = request((family, proto::TCP), Phase::mask(), &[0; SOCKID]);
+        body.extend(storages_in(states));
         netlink::dump_on(diag, SOCK_DIAG_BY_FAMILY, &body, SOCK_DIAG_BY_FAMILY, |payload| {
             sockets.extend(read(payload)?);
             Some(())
@@ -103,10 +127,58 @@ pub(super) fn tcp_sockets(diag: &OwnedFd, states: BorrowedFd<'_>) -> io::Result<
     Ok(sockets)
 }
 
+/// The TCP, UDP and raw sockets that have nothing in the storage map `states`. Not among them are
+/// those that have neither port nor peer, which no packet finds.
+pub(super) fn strangers(diag: &OwnedFd, states: BorrowedFd<'_>) -> io::Result<Vec<Stranger>> {
+    let mut sockets = Vec::new();
+    for (family, protocol) in [AF_INET, AF_INET6]
+        .into_iter()
+        .flat_map(|family| [proto::TCP, proto::UDP, RAW].map(|protocol| (family, protocol)))
+    {
+        let mut body = request((family, protocol), HELD, &[0; SOCKID]);
+        body.extend(storages_in(states));
+        let each = |payload: &[u8]| {
+            sockets.extend(read_stranger(payload, protocol == proto::TCP)?);
+            Some(())
+        };
+        match netlink::dump_on(diag, SOCK_DIAG_BY_FAMILY, &body, SOCK_DIAG_BY_FAMILY, each) {
+            // This kernel does not list them (`CONFIG_INET_RAW_DIAG`).
+            Err(e) if protocol == RAW && e.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+    }
+    Ok(sockets)
+}
+
+/// `IPPROTO_RAW`: raw sockets of every protocol.
+const RAW: u8 = 255;
+
+/// A socket without a state; `None` where the message is malformed.
+#[expect(clippy::option_option, reason = "malformed and of no interest are two things")]
+fn read_stranger(payload: &[u8], is_tcp: bool) -> Option<Option<Stranger>> {
+    let attributes = payload.get(INET_DIAG_MSG..)?;
+    let cgroup = attribute(attributes, INET_DIAG_CGROUP_ID).and_then(|v| v.first_chunk());
+    let stranger = Stranger {
+        cookie: u64::from_ne_bytes(*payload.get(COOKIE_AT..)?.first_chunk()?),
+        inode: u64::from(netlink::word(payload, INODE_AT)?),
+        cgroup: cgroup.map_or(0, |id| u64::from_ne_bytes(*id)),
+        uid: netlink::word(payload, UID_AT)?,
+        is_tcp,
+    };
+    Some(storage(attributes).is_none().then_some(stranger))
+}
+
+/// What a socket has in the storage map that was asked for.
+fn storage(attributes: &[u8]) -> Option<&[u8]> {
+    attribute(attributes, INET_DIAG_SK_BPF_STORAGES)
+        .and_then(|all| attribute(all, SK_DIAG_BPF_STORAGE))
+        .and_then(|one| attribute(one, SK_DIAG_BPF_STORAGE_MAP_VALUE))
+}
+
 /// Ends a connection at once: whoever waits on the socket gets ECONNABORTED. One that is gone is
 /// fine.
 pub(super) fn destroy(diag: &OwnedFd, socket: &TcpSocket) -> io::Result<bool> {
-    let body = request(socket.family, Phase::mask(), &socket.id);
+    let body = request((socket.family, proto::TCP), Phase::mask(), &socket.id);
     match netlink::change_on(diag, SOCK_DESTROY, &body) {
         Err(e) if e.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(false),
         other => other.map(|()| true),
@@ -116,15 +188,15 @@ pub(super) fn destroy(diag: &OwnedFd, socket: &TcpSocket) -> io::Result<bool> {
 /// Whether this kernel destroys sockets (`CONFIG_INET_DIAG_DESTROY`). It is asked for one that cannot
 /// be: nothing has port zero.
 pub(super) fn can_destroy(diag: &OwnedFd) -> bool {
-    let body = request(AF_INET, Phase::mask(), &[0; SOCKID]);
+    let body = request((AF_INET, proto::TCP), Phase::mask(), &[0; SOCKID]);
     let refused =
         netlink::change_on(diag, SOCK_DESTROY, &body).err().and_then(|e| e.raw_os_error());
     refused == Some(Errno::ENOENT as i32)
 }
 
 /// `struct inet_diag_req_v2`
-fn request(family: u8, states: u32, id: &[u8; SOCKID]) -> Vec<u8> {
-    let mut body = vec![family, proto::TCP, 0, 0];
+fn request((family, protocol): (u8, u8), states: u32, id: &[u8; SOCKID]) -> Vec<u8> {
+    let mut body = vec![family, protocol, 0, 0];
     body.extend(states.to_ne_bytes());
     body.extend(id);
     body
@@ -151,9 +223,6 @@ fn read(payload: &[u8]) -> Option<Option<TcpSocket>> {
         Some((address, port))
     };
     let cgroup = attribute(attributes, INET_DIAG_CGROUP_ID).and_then(|v| v.first_chunk());
-    let value = attribute(attributes, INET_DIAG_SK_BPF_STORAGES)
-        .and_then(|all| attribute(all, SK_DIAG_BPF_STORAGE))
-        .and_then(|one| attribute(one, SK_DIAG_BPF_STORAGE_MAP_VALUE));
     Some(Some(TcpSocket {
         family,
         id,
@@ -161,7 +230,7 @@ fn read(payload: &[u8]) -> Option<Option<TcpSocket>> {
         local: end(0, 4)?,
         remote: end(2, 20)?,
         cgroup: cgroup.map_or(0, |id| u64::from_ne_bytes(*id)),
-        state: value.and_then(|value| bytemuck::try_pod_read_unaligned(value).ok()),
+        state: storage(attributes).and_then(|value| bytemuck::try_pod_read_unaligned(value).ok()),
     }))
 }
 
@@ -222,6 +291,24 @@ pub(super) mod tests {
         assert_eq!(read(&message(AF_INET, 6, &attributes)), Some(None));
         let bare = read(&message(AF_INET, 2, &[])).expect("well-formed").expect("asking");
         assert_eq!((bare.phase, bare.cgroup, bare.state), (Phase::Asking, 0, None));
+    }
+
+    #[test]
+    fn a_socket_without_a_state_is_a_stranger() {
+        let mut payload = message(AF_INET, 7, &[write::attribute(INET_DIAG_CGROUP_ID, &[9; 8])]);
+        payload[COOKIE_AT..][..8].copy_from_slice(&5u64.to_ne_bytes());
+        payload[UID_AT..][..4].copy_from_slice(&33u32.to_ne_bytes());
+        payload[INODE_AT..][..4].copy_from_slice(&77u32.to_ne_bytes());
+        let cgroup = u64::from_ne_bytes([9; 8]);
+        let stranger = Stranger { cookie: 5, inode: 77, cgroup, uid: 33, is_tcp: false };
+        assert_eq!(read_stranger(&payload, false), Some(Some(stranger)));
+        for end in 0..INET_DIAG_MSG {
+            assert_eq!(read_stranger(&payload[..end], false), None, "cut at {end}");
+        }
+        let value = write::attribute(SK_DIAG_BPF_STORAGE_MAP_VALUE, &[0; 8]);
+        let storage = write::attribute(SK_DIAG_BPF_STORAGE, &value);
+        let known = write::attribute(INET_DIAG_SK_BPF_STORAGES, &storage);
+        assert_eq!(read_stranger(&message(AF_INET, 7, &[known]), false), Some(None));
     }
 
     #[test]

@@ -1,4 +1,6 @@
-//! Telling local applications at once that they are denied.
+//! The sockets of this host, as the kernel's tables have them: [`adopt`] writes down whose those are
+//! that are older than the kernel programs; the rest tells local applications at once that they are
+//! denied.
 //!
 //! A cgroup hook can only drop: a `connect` waits for its timeout, and a connection that stands
 //! hangs. Where the policy asks for an answer (`reject`), the sockets of such flows are destroyed,
@@ -10,7 +12,9 @@
 //! the thread rests for nine times as long as a look took, so that it never takes more than a tenth
 //! of a processor.
 
+pub mod adopt;
 mod diag;
+mod holders;
 mod judge;
 mod namespaces;
 

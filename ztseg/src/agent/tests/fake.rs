@@ -88,8 +88,8 @@ impl Enforcer for Fake {
         Ok(Committed { generation: state.generation })
     }
 
-    fn attach_cgroup(&mut self) -> Result<(), DatapathError> {
-        self.call(Call::AttachCgroup)
+    fn attach_cgroup(&mut self) -> Result<bool, DatapathError> {
+        self.call(Call::AttachCgroup).map(|()| true)
     }
 
     fn attach_interface(
