@@ -25,6 +25,7 @@ mod programs;
 mod reject;
 mod sequences;
 mod sockets;
+mod takeover;
 mod toolchain;
 mod upgrade;
 mod worlds;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         behind::TESTS,
         failsafe::TESTS,
         life::TESTS,
+        takeover::TESTS,
         upgrade::TESTS,
         boot::TESTS,
     ]

@@ -9,22 +9,11 @@ use ztseg_common::verdict::Hook;
 
 use crate::maps::{DECIDES, PARTY};
 
-/// Whether another version decides at the cgroup hooks.
-#[inline(always)]
-pub fn stands_back() -> bool {
-    ztseg_stands_back() != 0
-}
-
-/// [`stands_back`]; a function of its own for its stack frame.
-#[unsafe(no_mangle)]
+/// Whether another version decides at the cgroup hooks. A function of its own for its stack frame; not a
+/// global one, since an entry point returns what it says, and the verifier wants to see that number.
 #[inline(never)]
-pub extern "C" fn ztseg_stands_back() -> u32 {
-    let (Some(decides), Some(own)) = (DECIDES.get(0), PARTY.get(0)) else { return 0 };
-    // SAFETY: plain aligned words that the agent stores whole; volatile so that each is read once.
-    let (decides, own) = unsafe {
-        (core::ptr::read_volatile(&raw const *decides), core::ptr::read_volatile(&raw const *own))
-    };
-    u32::from(decides != 0 && own != 0 && decides != own)
+pub fn stands_back() -> bool {
+    is_anothers()
 }
 
 /// As [`stands_back`], at interfaces. There is never another version beside this one where filters are
@@ -34,9 +23,19 @@ pub fn stands_back_at_interface() -> bool {
     crate::is_beside() && stands_back()
 }
 
-/// As [`stands_back`], for a number of a [`Hook`].
+/// As [`stands_back`], for a number of a [`Hook`]; for where there is no room for another frame.
 #[inline(always)]
 pub fn stands_back_at(hook: u8) -> bool {
     let interface = hook == Hook::TcFromWorkload as u8 || hook == Hook::TcToWorkload as u8;
-    if interface { stands_back_at_interface() } else { stands_back() }
+    (!interface || crate::is_beside()) && is_anothers()
+}
+
+#[inline(always)]
+fn is_anothers() -> bool {
+    let (Some(decides), Some(own)) = (DECIDES.get(0), PARTY.get(0)) else { return false };
+    // SAFETY: plain aligned words that the agent stores whole; volatile so that each is read once.
+    let (decides, own) = unsafe {
+        (core::ptr::read_volatile(&raw const *decides), core::ptr::read_volatile(&raw const *own))
+    };
+    decides != 0 && own != 0 && decides != own
 }
