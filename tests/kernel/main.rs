@@ -29,6 +29,7 @@ mod reject;
 mod rules;
 mod sequences;
 mod sockets;
+mod takeover;
 mod toolchain;
 mod upgrade;
 mod worlds;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         older::TESTS,
         failsafe::TESTS,
         life::TESTS,
+        takeover::TESTS,
         upgrade::TESTS,
         boot::TESTS,
     ]

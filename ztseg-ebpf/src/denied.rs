@@ -16,6 +16,7 @@ use crate::flows::now;
 use crate::judge::Outcome;
 use crate::maps::{DENIAL_SLOTS, DENIALS, FLOWS4, count};
 use crate::policy::Policy;
+use crate::turn;
 
 /// Whether a flow was denied just now, and the packet is counted. False where a new record is due.
 /// `opens`: it is a SYN, which the flow tables were not asked for. What has none may be of a connection
@@ -33,6 +34,10 @@ pub fn again(key: &FlowKey4, stamp: u64, outbound: bool, opens: bool) -> bool {
         || denial.sender != sender(outbound, opens)
         || denial.tick != now()
     {
+        return false;
+    }
+    // To be judged as everything else is then; nothing is counted.
+    if turn::stands_back_at_interface() {
         return false;
     }
     // The other end may have opened the flow since.

@@ -16,6 +16,7 @@ use ztseg_common::verdict::{Direction, Verdict};
 use crate::flow::Flow;
 use crate::judge::Outcome;
 use crate::maps::{BUDGETS, EVENTS, FOLD_SLOTS, FOLDS, control, count};
+use crate::turn;
 
 /// A "second": 2^30 ns, so that no division is needed.
 const WINDOW_SHIFT: u64 = 30;
@@ -46,6 +47,9 @@ fn count_and_report<const CALL: bool>(flow: *const Flow, outcome: u64) -> u32 {
     // SAFETY: the verifier checks that the caller's flow is memory of this size.
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
     let Some(control) = control() else { return 0 };
+    if turn::stands_back_at(flow.hook) {
+        return 0;
+    }
     let outcome = Outcome::from_bits(outcome);
     if outcome.rule() != 0 {
         flow.policy().hit(outcome.rule());

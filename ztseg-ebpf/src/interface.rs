@@ -15,7 +15,7 @@ use crate::peer::Held;
 use crate::plain::{self, Answer, Sight};
 use crate::policy::Policy;
 use crate::skb::{Skb, Sock};
-use crate::{fragments, reject, skb, table};
+use crate::{fragments, reject, skb, table, turn};
 
 /// Length of an Ethernet header without tags.
 pub const ETHERNET: u32 = 14;
@@ -59,6 +59,9 @@ pub fn packet<const LINK_HEADER: u32>(skb: &Skb, hook: Hook) -> Fate {
         Answer::Deny => Fate::Dropped,
         answer => match long_way::<LINK_HEADER>(skb, hook, stamp, answer) {
             // Behind the long way, whose stack it would not fit under.
+            Fate::AnsweredOut | Fate::AnsweredIn if turn::stands_back_at_interface() => {
+                Fate::Dropped
+            }
             fate @ (Fate::AnsweredOut | Fate::AnsweredIn) => {
                 let into_host = u32::from(fate == Fate::AnsweredIn);
                 let answered = reject::ztseg_reject(skb.raw, LINK_HEADER, into_host) != 0;

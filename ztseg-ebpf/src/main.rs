@@ -9,6 +9,7 @@
 //! * [`syscall`] gives early answers at `connect` and `sendmsg`
 //! * [`reject`] answers at TC where a rule asks for it
 //! * [`interface`] is TC; [`plain`] is the short way for packets of known flows
+//! * [`turn`] says whether another version of these programs decides meanwhile
 //! * [`skb`], [`maps`], [`workload`], [`peer`] and [`emit`] are what they stand on
 #![allow(missing_docs, reason = "the program macros make public functions without documentation")]
 #![no_std]
@@ -51,6 +52,7 @@ mod skb;
 mod socket;
 mod syscall;
 mod table;
+mod turn;
 mod workload;
 
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier};
@@ -73,6 +75,7 @@ const TC_REDIRECT: i32 = 7;
 fn cgroup(verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Allow => CGROUP_ALLOW,
+        Verdict::Deny if turn::stands_back() => CGROUP_ALLOW,
         Verdict::Deny => CGROUP_DENY,
     }
 }
@@ -81,6 +84,7 @@ fn cgroup(verdict: Verdict) -> i32 {
 fn tc(fate: Fate) -> i32 {
     match fate {
         Fate::Passes => TC_NEXT,
+        Fate::Dropped if turn::stands_back_at_interface() => TC_NEXT,
         Fate::Dropped => TC_DROP,
         Fate::AnsweredOut | Fate::AnsweredIn => TC_REDIRECT,
     }
@@ -158,6 +162,18 @@ static DEBUG: u8 = 0;
 fn debug() -> bool {
     // SAFETY: a plain read; volatile because the loader sets the value after compilation.
     unsafe { core::ptr::read_volatile(&raw const DEBUG) != 0 }
+}
+
+/// Set by the loader where programs of several versions can be at one hook of an interface (TCX); a
+/// constant in the kernel, too.
+#[unsafe(no_mangle)]
+static BESIDE: u8 = 0;
+
+/// Whether another version may be at the same hook of an interface.
+#[inline(always)]
+fn is_beside() -> bool {
+    // SAFETY: as in `debug`.
+    unsafe { core::ptr::read_volatile(&raw const BESIDE) != 0 }
 }
 
 #[cfg(not(test))]

@@ -28,6 +28,14 @@ const SLOTS: usize = 3;
 #[btf_map]
 pub static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
 
+/// The number in [`PARTY`] of the version that decides while two are attached, zero for each. One map
+/// for all versions: see [`crate::turn`].
+#[btf_map]
+pub static DECIDES: Array<u32, 1> = Array::new();
+/// The number of this version, never zero while it is attached.
+#[btf_map]
+pub static PARTY: Array<u32, 1> = Array::new();
+
 #[btf_map]
 pub static WORKLOADS: ArrayOfMaps<HashMap<u64, Workload, 1, NO_PREALLOC>, SLOTS> =
     ArrayOfMaps::new();

@@ -381,7 +381,12 @@ impl<E: Enforcer> Core<E> {
     /// Removes what an agent of another version left in force, once this one's programs are
     /// attached everywhere.
     fn retire_others(&mut self) {
-        if self.retired || self.workload_error.is_some() {
+        if self.retired {
+            return;
+        }
+        if self.workload_error.is_some() {
+            // Until it is, the policy that is in force by now must not wait.
+            self.enforcer.decide_beside_others();
             return;
         }
         match self.enforcer.retire_others() {

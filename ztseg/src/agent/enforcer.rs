@@ -38,6 +38,7 @@ pub trait Enforcer: Sized {
     fn inspect(&mut self) -> Vec<Finding>;
     fn sweep(&mut self) -> Result<Swept, DatapathError>;
     fn retire_others(&mut self) -> Result<Vec<String>, DatapathError>;
+    fn decide_beside_others(&mut self);
     fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64;
     fn event_fd(&self) -> Result<OwnedFd, DatapathError>;
     fn verdicts(&self) -> Result<Verdicts, DatapathError>;
@@ -98,6 +99,10 @@ impl Enforcer for Datapath {
 
     fn retire_others(&mut self) -> Result<Vec<String>, DatapathError> {
         Self::retire_others(self)
+    }
+
+    fn decide_beside_others(&mut self) {
+        Self::decide_beside_others(self);
     }
 
     fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64 {

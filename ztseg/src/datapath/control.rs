@@ -12,7 +12,7 @@ use ztseg_common::value::Control;
 use super::sys::ControlPage;
 
 /// A number that nobody can guess, never zero.
-fn random() -> u32 {
+pub fn random() -> u32 {
     // The keys of the standard library's hashers come from the kernel's random numbers.
     let number = RandomState::new().build_hasher().finish();
     u32::try_from(number >> 32).unwrap_or(1).max(1)

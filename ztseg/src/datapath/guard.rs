@@ -88,6 +88,9 @@ impl Datapath {
             let object = format!("CONTROL ({})", altered.join(", "));
             found.push(Finding::new(Tampering::ControlAltered, object, Ok::<(), String>(())));
         }
+        for name in self.turn.restore() {
+            found.push(Finding::new(Tampering::ControlAltered, name, Ok::<(), String>(())));
+        }
         self.inspect_slots(&mut found);
         self.inspect_workloads(&mut found);
         self.inspect_links(&mut found);

@@ -20,6 +20,8 @@ mod pin;
 mod programs;
 pub mod sweep;
 pub mod sys;
+mod takeover;
+mod turn;
 mod versions;
 
 use std::collections::{BTreeMap, HashMap};
@@ -50,6 +52,8 @@ use self::programs::RARE_PROGRAMS;
 pub use self::programs::{CGROUP_PROGRAMS, TC_PROGRAMS, has_tcx};
 use self::programs::{PINNED_MAPS, Pins, TcHook, kernel};
 use self::sweep::{Sweeper, Swept};
+use self::takeover::Stand;
+use self::turn::Turn;
 
 use crate::clocks::Clocks;
 use crate::image::Image;
@@ -210,6 +214,8 @@ pub struct Datapath {
     interfaces: HashMap<u32, Interface>,
     sweeper: Sweeper,
     cgroup_attached: bool,
+    turn: Turn,
+    stand: Stand,
     // Released when the datapath is dropped.
     lock: File,
 }
@@ -243,10 +249,16 @@ impl Datapath {
     pub fn open(options: &Options) -> Result<Self, DatapathError> {
         let lock = bpffs::prepare(&options.bpffs)?;
         let pins = Pins::new(&options.bpffs);
+        let doing = |e| kernel("finding out which version decides", e);
+        for other in versions::others(&options.bpffs, &pins).map_err(doing)? {
+            Turn::share(&pins.maps(), &other).map_err(doing)?;
+        }
         let mut ebpf = programs::load(options, &pins)?;
         if options.debug {
             debug::start(&mut ebpf);
         }
+        let mut turn = Turn::open(&pins.root).map_err(doing)?;
+        let stand = takeover::begin(&mut turn, &options.bpffs, &pins).map_err(doing)?;
         let mut outer = HashMap::new();
         for name in OUTER {
             outer.insert(name, open_map(&pins, name)?);
@@ -289,6 +301,8 @@ impl Datapath {
             interfaces: HashMap::new(),
             sweeper,
             cgroup_attached: false,
+            turn,
+            stand,
             lock,
         })
     }
@@ -369,30 +383,23 @@ impl Datapath {
         Ok(any_new)
     }
 
+    /// Copies the flows of other versions that this one does not know, where they are up to date.
     fn carry_flows(&self) -> Result<(), DatapathError> {
+        if self.stand == Stand::Decides {
+            return Ok(());
+        }
+        // Who stands back may have seen a reply first.
+        let trust = self.stand == Stand::StandsBack;
         let doing = "taking over the flows of another version";
         let others = versions::others(&self.options.bpffs, &self.pins);
         for other in others.map_err(|e| kernel(doing, e))? {
             let carried =
-                versions::carry_flows(&other, &self.pins).map_err(|e| kernel(doing, e))?;
+                versions::carry_flows(&other, &self.pins, trust).map_err(|e| kernel(doing, e))?;
             self.sweeper.credit(&carried).map_err(|e| kernel(doing, e))?;
             let flows: u32 = carried.values().map(|credit| credit.v4 + credit.v6).sum();
             tracing::debug!("{flows} flows of {} were taken over", other.display());
         }
         Ok(())
-    }
-
-    /// Detaches and removes what an agent of another ABI version left in force; to be called when
-    /// this one's programs are attached everywhere. Says what it removed, one line each.
-    pub fn retire_others(&mut self) -> Result<Vec<String>, DatapathError> {
-        let failed = |e| kernel("removing what another version left", e);
-        let mut done = Vec::new();
-        for other in versions::others(&self.options.bpffs, &self.pins).map_err(failed)? {
-            // Flows at interfaces, whose programs were attached since.
-            self.carry_flows()?;
-            done.extend(versions::retire(&other, &self.pins).map_err(failed)?);
-        }
-        Ok(done)
     }
 
     /// Attaches the TC programs to an interface of the agent's network namespace.

@@ -48,8 +48,10 @@ const SPILL_SHARE: u32 = 8;
 const SPILL_LEAST: u32 = 1024;
 
 /// The maps that outlive an agent, besides [`OUTER`].
-pub const PINNED_MAPS: [&str; 13] = [
+pub const PINNED_MAPS: [&str; 15] = [
     "CONTROL",
+    "DECIDES",
+    "PARTY",
     "FLOWS4",
     "FLOWS6",
     "SPILL4",
@@ -112,7 +114,7 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, DatapathError> {
     }
     generation::create_outer(&pins.maps()).map_err(|e| kernel("making the maps of maps", e))?;
     let flows = options.capacity.flows;
-    let debug = u8::from(options.debug);
+    let (debug, beside) = (u8::from(options.debug), u8::from(has_tcx()));
     let mut loader = EbpfLoader::new();
     for name in FLOW_TABLES {
         loader.map_max_entries(name, flows);
@@ -122,6 +124,7 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, DatapathError> {
     }
     loader.map_max_entries("USAGE", options.capacity.workloads);
     loader.override_global("DEBUG", &debug, true);
+    loader.override_global("BESIDE", &beside, true);
     loader.verifier_log_level(VerifierLogLevel::STATS);
     for name in OUTER.into_iter().chain(PINNED_MAPS) {
         loader.map_pin_path(name, pins.maps().join(name));

@@ -1,10 +1,9 @@
 //! Upgrades: what an agent of another ABI version left in force.
 //!
-//! Its programs stay attached until this agent's are, so a packet passes only where both let it:
-//! nothing that is denied passes in between. Who opened a flow is carried over from its flow
+//! [`super::takeover`] says when what happens. Who opened a flow is carried over from the other's flow
 //! table, so that a reply is not taken for a new flow; verdicts are not.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::hash::Hash;
 use std::io;
@@ -38,23 +37,24 @@ pub fn versions(bpffs: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Copies the flows that are missing here, without their verdicts, so that each is judged again
-/// with its role. Gives how many each workload has got, by [`Place::scope`]; none where the other
-/// version's tables are of another layout, and as many as there is room for.
+/// with its role. With `trust`, also those that are here with another role. Gives how many each
+/// workload has got, by [`Place::scope`]; none where the other version's tables are of another layout,
+/// and as many as there is room for.
 ///
 /// Each is copied once more without its network namespace: what the other version wrote down of a
 /// socket is not known here, so its packets come without.
-pub fn carry_flows(other: &Path, pins: &Pins) -> io::Result<BTreeMap<u32, Credit>> {
+pub fn carry_flows(other: &Path, pins: &Pins, trust: bool) -> io::Result<BTreeMap<u32, Credit>> {
     let anywhere4 = |key: FlowKey4| FlowKey4 { place: key.place.anywhere(), ..key };
     let anywhere6 = |key: FlowKey6| FlowKey6 { place: key.place.anywhere(), ..key };
     let mut credits = BTreeMap::new();
     let [to4, to6] = FLOW_TABLES;
     // First those within the shares, should there not be room for all.
     for [v4, v6] in [FLOW_TABLES, SPILL_TABLES] {
-        for place in carry(other, pins, (v4, to4), anywhere4)? {
+        for place in carry(other, pins, (v4, to4), anywhere4, trust)? {
             let credit = credits.entry(place.scope).or_insert(Credit::default());
             (credit.scope, credit.v4) = (place.scope, credit.v4 + 1);
         }
-        for place in carry(other, pins, (v6, to6), anywhere6)? {
+        for place in carry(other, pins, (v6, to6), anywhere6, trust)? {
             let credit = credits.entry(place.scope).or_insert(Credit::default());
             (credit.scope, credit.v6) = (place.scope, credit.v6 + 1);
         }
@@ -62,12 +62,13 @@ pub fn carry_flows(other: &Path, pins: &Pins) -> io::Result<BTreeMap<u32, Credit
     Ok(credits)
 }
 
-/// Gives the places of those that were copied.
+/// Gives the places of those that are new here.
 fn carry<K: Key + Eq + Hash>(
     other: &Path,
     pins: &Pins,
     (from, to): (&str, &str),
     anywhere: impl Fn(K) -> K,
+    trust: bool,
 ) -> io::Result<Vec<Place>> {
     let old = match sys::open_pinned(&other.join("maps").join(from)) {
         Ok(old) => old,
@@ -81,14 +82,25 @@ fn carry<K: Key + Eq + Hash>(
         return Ok(Vec::new());
     }
     let new = sys::open_pinned(&pins.maps().join(to))?;
-    let known: HashSet<K> =
-        sys::map_dump::<K, FlowState>(new.as_fd())?.into_iter().map(|(key, _)| key).collect();
-    let (mut keys, values): (Vec<K>, Vec<_>) = sys::map_dump::<K, FlowState>(old.as_fd())?
+    let known: HashMap<K, u8> = sys::map_dump::<K, FlowState>(new.as_fd())?
         .into_iter()
-        .flat_map(|(key, state)| [(key, state), (anywhere(key), state)])
-        .filter(|(key, _)| !known.contains(key))
-        .map(|(key, state)| (key, FlowState { stamp: 0, ..state }))
-        .unzip();
+        .map(|(key, state)| (key, state.role))
+        .collect();
+    let (mut differing, mut missing) = (Vec::new(), Vec::new());
+    for (key, state) in sys::map_dump::<K, FlowState>(old.as_fd())? {
+        for key in [key, anywhere(key)] {
+            match known.get(&key) {
+                None => missing.push((key, FlowState { stamp: 0, ..state })),
+                Some(role) if trust && *role != state.role => {
+                    differing.push((key, FlowState { stamp: 0, ..state }));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    let (keys, values): (Vec<K>, Vec<_>) = differing.into_iter().unzip();
+    sys::map_update_batch_until_full(new.as_fd(), &keys, &values)?;
+    let (mut keys, values): (Vec<K>, Vec<_>) = missing.into_iter().unzip();
     let copied = sys::map_update_batch_until_full(new.as_fd(), &keys, &values)?;
     keys.truncate(copied);
     Ok(keys.iter().map(Key::place).collect())

@@ -27,6 +27,7 @@ pub(super) enum Call {
     Remove { key: WorkloadKey },
     EarlyAnswers(bool),
     RetireOthers,
+    DecideBesideOthers,
 }
 
 #[derive(Debug, Default)]
@@ -134,6 +135,10 @@ impl Enforcer for Fake {
     fn retire_others(&mut self) -> Result<Vec<String>, DatapathError> {
         self.call(Call::RetireOthers)?;
         Ok(Vec::new())
+    }
+
+    fn decide_beside_others(&mut self) {
+        let _ = self.call(Call::DecideBesideOthers);
     }
 
     fn drain_events(&mut self, each: &mut dyn FnMut(&Event)) -> u64 {
