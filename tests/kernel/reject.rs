@@ -154,13 +154,14 @@ fn datagrams(_: &Environment) -> Result<()> {
 fn checksums(_: &Environment) -> Result<()> {
     let mut scene = Scene::new(POLICY)?;
     let world = &scene.world;
+    // One after the other, so that each combination is met; first those where the sender leaves the
+    // checksum to a device and the answer leaves by one that does not write it.
     let ends = [
-        (&world.guest, &world.tap.far_interface),
         (&world.host, &world.tap.interface),
-        (&world.peer, &world.uplink.far_interface),
         (&world.host, &world.uplink.interface),
+        (&world.guest, &world.tap.far_interface),
+        (&world.peer, &world.uplink.far_interface),
     ];
-    // One after the other, so that each combination is met.
     for (namespace, interface) in ends {
         namespace.without_checksums(interface)?;
         for v6 in [false, true] {
