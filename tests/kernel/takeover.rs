@@ -198,15 +198,6 @@ impl Scene {
         ensure!(self.decides()? == 0, "{when}: {} decides alone", self.decides()?);
         Ok(())
     }
-
-    /// Makes the newer version the older one, and back: the next agent is one of the older.
-    fn swap(&self) -> Result<()> {
-        let aside = self.world.pins().join("aside");
-        let (this, other) = (self.folder(&this()), self.folder(OTHER_VERSION));
-        fs::rename(&this, &aside)?;
-        fs::rename(&other, &this)?;
-        fs::rename(&aside, &other).context("swapping the versions")
-    }
 }
 
 /// How far an agent comes before it is killed.
@@ -308,7 +299,7 @@ fn whenever_an_agent_is_killed(_: &Environment) -> Result<()> {
             }
             scene.expect(open, &format!("with no agent, before a start {when}"))?;
             if by_older {
-                scene.swap()?;
+                Agent::swap_versions(&scene.world)?;
             }
             scene.recover(&when)?;
         }

@@ -88,7 +88,7 @@ pub(crate) struct Outcome {
     pub(crate) iperf: Vec<(&'static str, Throughput)>,
     /// Messages that were lost, by way.
     pub(crate) lost: Vec<(&'static str, Vec<Lost>)>,
-    /// What the kernels' queues dropped meanwhile.
+    /// What full queues of this machine dropped meanwhile, by the kernel's own count.
     pub(crate) drops: BTreeMap<String, u64>,
 }
 
@@ -126,7 +126,7 @@ impl Load {
             .collect();
         let mut drops = drops(world)?;
         for (name, n) in &mut drops {
-            *n -= self.drops.get(name).copied().unwrap_or(0);
+            *n = n.saturating_sub(self.drops.get(name).copied().unwrap_or(0));
         }
         Ok(Outcome { ways, iperf, lost, drops })
     }
@@ -201,10 +201,26 @@ impl Outcome {
     pub(crate) fn passed(&self) -> u64 {
         self.ways.iter().map(Seen::passed).sum()
     }
+
+    /// Packets that full queues of this machine dropped: at most so many losses are not ztseg's.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.drops.values().sum()
+    }
+
+    /// Whether nothing was lost and nothing passed, and there was something to lose on each way.
+    pub(crate) fn is_clean(&self) -> bool {
+        let sent = |seen: &Seen| {
+            let streams = seen.streams.iter().all(|(_, counts)| counts.sent > 0);
+            seen.allowed.sent > 0 && seen.denied.sent > 0 && seen.connects.sent > 0 && streams
+        };
+        self.lost() == 0 && self.passed() == 0 && self.ways.iter().all(sent)
+    }
 }
 
-/// What the kernel counts as dropped by its own queues: datagrams in each namespace
-/// (`/proc/net/snmp`), packets on this machine (second column of `/proc/net/softnet_stat`).
+/// What the kernel counts as dropped because a queue was full: datagrams in each namespace, which are
+/// this run's alone (`/proc/net/snmp`, `udp_queue_rcv_one_skb`; a program that drops a packet is not
+/// counted there), and packets of everybody on this machine (second column of
+/// `/proc/net/softnet_stat`).
 fn drops(world: &World) -> Result<BTreeMap<String, u64>> {
     let mut drops = BTreeMap::new();
     for namespace in [&world.host, &world.peer, &world.guest] {

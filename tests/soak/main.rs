@@ -18,7 +18,7 @@ use ztseg_tests::agent::Agent;
 use ztseg_tests::policies::alternating;
 use ztseg_tests::world::World;
 
-use crate::disturb::{Disturbances, disturb};
+use crate::disturb::{Disturbances, Done, disturb};
 use crate::load::Load;
 
 #[derive(Debug, Parser)]
@@ -39,6 +39,9 @@ struct Cli {
     /// How often it is replaced by one of another version
     #[arg(long)]
     upgrades: Option<u32>,
+    /// How often an agent is killed in the middle of an upgrade, and the next one goes on
+    #[arg(long)]
+    cut: Option<u32>,
     /// UDP flows that are allowed
     #[arg(long)]
     flows: Option<u32>,
@@ -74,6 +77,7 @@ fn soak(cli: &Cli) -> Result<bool> {
         restarts: share(cli.restarts, 50),
         kills: share(cli.kills, 50),
         upgrades: share(cli.upgrades, 10),
+        cut: share(cli.cut, 20),
     };
     let (flows, rate) = (share(cli.flows, 1000), cli.rate);
     ensure!(flows >= 20, "--flows: at least 20, so that each way has some");
@@ -89,9 +93,9 @@ fn soak(cli: &Cli) -> Result<bool> {
     let load = Load::start(&world, flows, rate)?;
     std::thread::sleep(still);
     let seen = load.finish(&world)?;
-    print!("{}", report::table(&Disturbances::default(), &seen, still));
+    print!("{}", report::table(&Done::default(), &seen, still));
     ensure!(
-        seen.lost() == 0 && seen.passed() == 0,
+        seen.is_clean(),
         "this machine loses packets without any change: {:?}; a smaller --rate may be what it can do",
         seen.lost
     );
@@ -101,8 +105,9 @@ fn soak(cli: &Cli) -> Result<bool> {
     let begun = Instant::now();
     let done = disturb(&world, &mut agent, &plan).context("changing things")?;
     let seen = load.finish(&world)?;
-    print!("{}", report::table(&done.counts, &seen, begun.elapsed()));
-    let clean = seen.lost() == 0 && seen.passed() == 0;
+    print!("{}", report::table(&done, &seen, begun.elapsed()));
+    ensure!(done.counts == plan, "not all was done: {}, not {plan}", done.counts);
+    let clean = seen.is_clean();
     if !clean {
         print!("{}", report::losses(&seen, &done));
     }

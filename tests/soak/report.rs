@@ -3,12 +3,19 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use crate::disturb::{Disturbances, Done};
+use crate::disturb::Done;
 use crate::load::Outcome;
 
 /// The numbers.
-pub(crate) fn table(done: &Disturbances, seen: &Outcome, time: Duration) -> String {
-    let mut text = format!("  {done}, {:.0} s\n", time.as_secs_f64());
+pub(crate) fn table(done: &Done, seen: &Outcome, time: Duration) -> String {
+    let mut text = format!("  done: {}, {:.0} s\n", done.counts, time.as_secs_f64());
+    if done.agents != 0 {
+        let _ = writeln!(
+            text,
+            "  {} agents ran one after the other; policies in force: {} generations",
+            done.agents, done.generations
+        );
+    }
     // Writing to a string does not fail.
     let mut line = |cells: [String; 11]| {
         let [name, cells @ ..] = cells;
@@ -55,8 +62,16 @@ pub(crate) fn table(done: &Disturbances, seen: &Outcome, time: Duration) -> Stri
         );
     }
     let dropped: Vec<_> = seen.drops.iter().filter(|(_, n)| **n != 0).collect();
-    if !dropped.is_empty() {
-        let _ = writeln!(text, "  dropped by the kernel's queues: {dropped:?}");
+    let _ = writeln!(
+        text,
+        "  full queues of this machine dropped {} packets{}",
+        seen.dropped(),
+        if dropped.is_empty() { String::new() } else { format!(": {dropped:?}") }
+    );
+    let waited: u64 = seen.ways.iter().map(|way| way.allowed.waited).sum();
+    let refused: u64 = seen.ways.iter().map(|way| way.allowed.refused).sum();
+    if waited + refused != 0 {
+        let _ = writeln!(text, "  senders had to wait {waited} times; {refused} were refused");
     }
     let _ = writeln!(
         text,
@@ -70,6 +85,22 @@ pub(crate) fn table(done: &Disturbances, seen: &Outcome, time: Duration) -> Stri
 /// Which messages were lost, and what happened just before.
 pub(crate) fn losses(seen: &Outcome, done: &Done) -> String {
     let mut text = String::new();
+    let dropped = seen.dropped();
+    if seen.lost() != 0 {
+        let _ = match dropped {
+            0 => writeln!(text, "  no queue of this machine was full: each loss is ztseg's"),
+            _ if dropped >= seen.lost() => writeln!(
+                text,
+                "  full queues of this machine dropped as many: the run says nothing; try a smaller \
+                 --rate"
+            ),
+            _ => writeln!(
+                text,
+                "  full queues of this machine dropped {dropped}: at least {} losses are ztseg's",
+                seen.lost() - dropped
+            ),
+        };
+    }
     for way in &seen.ways {
         for lost in &way.allowed.lost {
             let at = way.begun + Duration::from_millis(lost.millis);

@@ -227,6 +227,29 @@ impl Agent {
             .context("pretending to be another version")
     }
 
+    /// The other way round, too: what the version of this build has left in force becomes the other
+    /// version's, and that this one's. No agent may run.
+    pub fn swap_versions(world: &World) -> Result<()> {
+        let [this, other, aside] = [&format!("v{ABI_VERSION}"), OTHER_VERSION, "aside"]
+            .map(|name| world.pins().join(name));
+        for (from, to) in [(&this, &aside), (&other, &this), (&aside, &other)] {
+            fs::rename(from, to).context("swapping the versions")?;
+        }
+        Ok(())
+    }
+
+    /// Starts it, and kills it as soon as `reached` says so, or it is ready.
+    pub fn run_until(&mut self, limit: Duration, reached: impl Fn() -> bool) -> Result<()> {
+        let mut process = self.spawn(&[])?;
+        let deadline = Instant::now() + patient(limit);
+        while !reached() && !process.errors().contains("ready") {
+            ensure!(Instant::now() < deadline, "the agent did not get there: {}", process.errors());
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        process.kill();
+        Ok(())
+    }
+
     /// Kills it without a chance to clean up.
     pub fn kill9(&mut self) {
         self.process = None;

@@ -19,6 +19,9 @@ use crate::process::{Place, Process};
 const STRAGGLERS: Duration = Duration::from_secs(2);
 /// How often messages are sent, a few at a time.
 const TICK: Duration = Duration::from_millis(2);
+/// How many ticks' messages are sent at once by a sender that was held up: a queue that a burst of it
+/// fills says nothing about the network.
+const BURST: u64 = 16;
 /// How many lost messages are named.
 const NAMED: usize = 50;
 
@@ -50,8 +53,10 @@ pub struct Lost {
 pub struct Flooded {
     /// Messages that were to be sent.
     pub sent: u64,
-    /// Those that the sender's own kernel refused.
+    /// Those that the sender's own kernel refused: by a policy, or for a port that nobody has.
     pub refused: u64,
+    /// How often a full queue of the sender made it wait; nothing was sent then.
+    pub waited: u64,
     /// Those that came back, each counted once.
     pub received: u64,
     /// Some of the others.
@@ -124,7 +129,7 @@ pub(super) fn run(flood: &Flood) -> Result<()> {
         stop.store(true, Ordering::Relaxed);
         sent.ok().zip(receiver.join().ok())
     });
-    let ((rounds, refused), (seen, received)) = done.context("a thread panicked")?;
+    let ((rounds, [refused, waited]), (seen, received)) = done.context("a thread panicked")?;
     let mut lost = Vec::new();
     for number in 0..rounds {
         let millis = number * 1000 / u64::from(flood.rate.max(1));
@@ -135,7 +140,7 @@ pub(super) fn run(flood: &Flood) -> Result<()> {
             break;
         }
     }
-    say(&Flooded { sent: rounds * u64::from(flood.flows), refused, received, lost })
+    say(&Flooded { sent: rounds * u64::from(flood.flows), refused, waited, received, lost })
 }
 
 fn socket(to: SocketAddr) -> Result<UdpSocket> {
@@ -146,17 +151,19 @@ fn socket(to: SocketAddr) -> Result<UdpSocket> {
 }
 
 /// Sends one message of each flow in a round, spread over the round's time. Gives the number of whole
-/// rounds, and how many messages were refused.
-fn send(flood: &Flood, sockets: &[UdpSocket], ended: &AtomicBool) -> (u64, u64) {
+/// rounds, how many messages were refused, and how often it had to wait.
+fn send(flood: &Flood, sockets: &[UdpSocket], ended: &AtomicBool) -> (u64, [u64; 2]) {
     let (flows, rate) = (u64::from(flood.flows), u64::from(flood.rate));
     let mut connected: Vec<bool> = vec![false; sockets.len()];
-    let (begun, mut next, mut refused) = (Instant::now(), 0u64, 0);
+    let (begun, mut next, [mut refused, mut waited]) = (Instant::now(), 0u64, [0; 2]);
+    let a_tick = (flows * rate * u64::try_from(TICK.as_millis()).unwrap_or(1) / 1000).max(1);
     loop {
         let due = u64::try_from(begun.elapsed().as_millis()).unwrap_or(0) * flows * rate / 1000;
+        let due = due.min(next + a_tick * BURST);
         while next < due {
             let (number, flow) = (next / flows, usize::try_from(next % flows).unwrap_or(0));
             if flow == 0 && ended.load(Ordering::Relaxed) {
-                return (number, refused);
+                return (number, [refused, waited]);
             }
             let socket = &sockets[flow];
             // A connection that is refused is tried again with each message.
@@ -169,11 +176,20 @@ fn send(flood: &Flood, sockets: &[UdpSocket], ended: &AtomicBool) -> (u64, u64) 
                 (true, false) => Err(io::ErrorKind::PermissionDenied.into()),
                 (false, _) => socket.send_to(&message, flood.to),
             };
+            if sent.as_ref().is_err_and(is_full) {
+                waited += 1;
+                break;
+            }
             refused += u64::from(sent.is_err());
             next += 1;
         }
         thread::sleep(TICK);
     }
+}
+
+/// Whether a message was not sent because the sender's own queue was full.
+fn is_full(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
 fn receive(sockets: &[UdpSocket], epoll: &Epoll, stop: &AtomicBool) -> (Vec<Seen>, u64) {

@@ -142,7 +142,8 @@ impl<E: Enforcer> Core<E> {
             let (stamp, _) = enforcer.stamp();
             if !adopter.adopt(Owners { stamp, owners }, ADOPTION) {
                 tracing::warn!(
-                    "there are more sockets than could be looked at within {} s; the agent starts, and                      those that are left are known later",
+                    "there are more sockets than could be looked at within {} s; the agent starts, and \
+                     those that are left are known later",
                     ADOPTION.as_secs()
                 );
             }
@@ -532,9 +533,10 @@ impl<E: Enforcer> Core<E> {
     pub fn guard(&mut self) {
         let findings = self.enforcer.inspect();
         // Sockets that were made while a program was not attached.
-        if findings.iter().any(|f| {
-            matches!(f.what, Tampering::LinkDetached | Tampering::ProgramReplaced)
-        }) {
+        if findings
+            .iter()
+            .any(|f| matches!(f.what, Tampering::LinkDetached | Tampering::ProgramReplaced))
+        {
             self.adopt_sockets(Duration::ZERO);
         }
         for record in self.security.note(findings, Timestamp::now()) {

@@ -12,7 +12,7 @@ use ztseg_common::key::workload_interface;
 
 use self::fake::{Call, Fake};
 use super::boot::First;
-use super::core::{Core, Found, Options};
+use super::core::{Core, Found, Options, interface_facts};
 use super::prepare::prepare;
 use super::sources::PolicyFiles;
 use crate::api::types::{EventLine, Origin};
@@ -63,14 +63,24 @@ fn interface(index: u32, name: &str, kind: &str) -> Interface {
 
 fn core_with(capacity: Capacity, cgroups: &[CgroupFacts]) -> (Core<Fake>, Fake) {
     let fake = Fake::default();
+    (start(fake.clone(), capacity, cgroups, vec![]), fake)
+}
+
+fn start(
+    fake: Fake,
+    capacity: Capacity,
+    cgroups: &[CgroupFacts],
+    interfaces: Vec<Interface>,
+) -> Core<Fake> {
     let mut inventory = Inventory::new();
     for facts in cgroups {
         inventory.insert_cgroup(facts.clone());
     }
+    inventory.set_interfaces(interface_facts(&interfaces));
     let files = files(POLICY);
     let prepared =
         prepare(&files.sources, false, &Failsafe::off(), &inventory, &capacity).expect("valid");
-    let found = Found { inventory, interfaces: vec![], watch: WatchMode::Notified };
+    let found = Found { inventory, interfaces, watch: WatchMode::Notified };
     let options = Options {
         audit: false,
         capacity,
@@ -81,8 +91,7 @@ fn core_with(capacity: Capacity, cgroups: &[CgroupFacts]) -> (Core<Fake>, Fake) 
     };
     let events = Arc::new(EventLog::with_queue(8));
     let first = First { files, prepared, origin: Origin::Configured, error: None };
-    let core = Core::start(options, fake.clone(), found, first, events, None);
-    (core.expect("started"), fake)
+    Core::start(options, fake, found, first, events, None).expect("started")
 }
 
 fn core() -> (Core<Fake>, Fake) {
@@ -197,6 +206,22 @@ fn a_commit_that_fails_keeps_the_old_policy_and_its_workloads() {
     fake.take();
     core.apply(&files(&only_vm), Origin::Configured).expect("fine");
     assert_eq!(core.status().workloads_by_segment["web"], 0);
+}
+
+/// The new policy must not wait for what cannot be attached to, while an older version decides.
+#[test]
+fn where_an_interface_refuses_older_versions_stay_and_do_not_decide_alone() {
+    for refuses in [false, true] {
+        let fake = Fake::default();
+        if refuses {
+            fake.refuse_interfaces();
+        }
+        let tap = vec![interface(7, "tap-a", "tun")];
+        let core = start(fake.clone(), Capacity::default(), &[cgroup(1, "/")], tap);
+        let last = if refuses { Call::DecideBesideOthers } else { Call::RetireOthers };
+        assert_eq!(fake.take().last(), Some(&last));
+        assert_eq!(core.status().last_error.is_some(), refuses);
+    }
 }
 
 #[test]

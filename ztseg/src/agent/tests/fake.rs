@@ -37,6 +37,7 @@ struct State {
     events: Vec<Event>,
     unreadable: u64,
     fails: bool,
+    refuses_interfaces: bool,
     findings: Vec<Finding>,
 }
 
@@ -53,6 +54,11 @@ impl Fake {
     /// From now on everything fails, or nothing does.
     pub(super) fn fail(&self, fails: bool) {
         self.0.lock().unwrap().fails = fails;
+    }
+
+    /// From now on no interface can be attached to.
+    pub(super) fn refuse_interfaces(&self) {
+        self.0.lock().unwrap().refuses_interfaces = true;
     }
 
     /// Puts a record into the ring buffer.
@@ -72,7 +78,8 @@ impl Fake {
 
     fn call(&self, call: Call) -> Result<(), DatapathError> {
         let mut state = self.0.lock().unwrap();
-        if state.fails {
+        let refused = state.refuses_interfaces && matches!(call, Call::Attach { .. });
+        if state.fails || refused {
             let source = anyhow::anyhow!("the fake fails");
             return Err(DatapathError::Kernel { doing: format!("{call:?}"), source });
         }
