@@ -527,9 +527,10 @@ impl<E: Enforcer> Core<E> {
     pub fn guard(&mut self) {
         let findings = self.enforcer.inspect();
         // Sockets that were made while a program was not attached.
-        if findings.iter().any(|f| {
-            matches!(f.what, Tampering::LinkDetached | Tampering::ProgramReplaced)
-        }) {
+        if findings
+            .iter()
+            .any(|f| matches!(f.what, Tampering::LinkDetached | Tampering::ProgramReplaced))
+        {
             self.adopt_sockets(Duration::ZERO);
         }
         for record in self.security.note(findings, Timestamp::now()) {

@@ -140,7 +140,8 @@ impl Looks {
         for namespace in &namespaces {
             match self.strangers(namespace) {
                 Ok((netns, sockets)) => {
-                    let sockets = sockets.into_iter().filter(|s| owners.owners.contains_key(&s.cgroup));
+                    let sockets =
+                        sockets.into_iter().filter(|s| owners.owners.contains_key(&s.cgroup));
                     unknown.extend(sockets.map(|socket| (socket.cookie, (netns, socket))));
                 }
                 Err(e) => {
