@@ -75,63 +75,67 @@ impl Path {
         Ok(())
     }
 
-    fn run(&self, (from, to): (End, End), ask: &Ask, v6: bool) -> Result<Said> {
-        self.forget()?;
-        Said::wait(ask.start(&self.place(from)?, self.address(from, to, v6))?)
-    }
-
     /// Each works without an agent, where a rule allows it, and nowhere else.
     fn only_where_allowed(&mut self, ways: &[(End, End)], asks: &[Ask]) -> Result<()> {
-        let all = || ways.iter().flat_map(|way| [false, true].map(|v6| (*way, v6)));
-        for (way, v6) in all() {
+        for way in ways {
             for ask in asks {
-                let said = self.run(way, ask, v6)?;
-                (ask.is_served)(&said)
-                    .with_context(|| format!("without an agent, {} of {way:?}", ask.name))?;
+                self.served(*way, ask).context("without an agent")?;
             }
         }
         self.scene.enforce(&policy(""))?;
-        for (way, v6) in all() {
-            for ask in asks {
-                self.denied(way, ask, v6)?;
-            }
+        for way in ways {
+            self.denied(*way, asks)?;
         }
         for way in ways {
             for ask in asks {
                 self.scene.enforce(&one_way(way.0, way.1, ask.ports))?;
-                for v6 in [false, true] {
-                    let said = self.run(*way, ask, v6)?;
-                    (ask.is_served)(&said).with_context(|| {
-                        format!("allowed, {} of {way:?}; {}", ask.name, self.scene.denials())
-                    })?;
-                    for other in ways.iter().filter(|other| *other != way) {
-                        self.denied(*other, ask, v6)?;
-                    }
-                }
+                self.served(*way, ask)
+                    .with_context(|| format!("allowed; {}", self.scene.denials()))?;
+            }
+            for other in ways.iter().filter(|other| *other != way) {
+                self.denied(*other, asks)?;
             }
         }
         Ok(())
     }
 
-    /// What is denied is told by the end that is a workload of this host, the sender's first.
-    fn denied(&self, (from, to): (End, End), ask: &Ask, v6: bool) -> Result<()> {
+    fn served(&self, (from, to): (End, End), ask: &Ask) -> Result<()> {
+        for v6 in [false, true] {
+            self.forget()?;
+            ask.run(&self.place(from)?, self.address(from, to, v6))
+                .with_context(|| format!("{from:?} to {to:?}"))?;
+        }
+        Ok(())
+    }
+
+    /// All at once. What is denied is told by the end that is a workload of this host, the sender's
+    /// first.
+    fn denied(&self, (from, to): (End, End), asks: &[Ask]) -> Result<()> {
         let generation = json!(self.scene.generation()?);
-        let said = self.run((from, to), ask, v6)?;
-        let is_denied = (ask.is_served)(&said).is_err();
-        ensure!(is_denied, "denied and served, {} of {from:?} to {to:?}: {}", ask.name, said.out);
-        let protocol = ask.ports[usize::from(v6) % ask.ports.len()];
-        let protocol = protocol.split_once('/').map_or(protocol, |(protocol, _)| protocol);
-        let (end, side) = if from == End::Far { (to, "local") } else { (from, "peer") };
-        let address = self.address(from, to, v6);
-        let event = self.scene.agent()?.wait_for_event(|event| {
-            event["generation"] == generation
-                && event["verdict"] == "DROPPED"
-                && event["proto"] == protocol
-                && event[side]["ip"] == json!(address)
-                && event["segments"] == json!([end.segment()])
-        });
-        let event = event.with_context(|| format!("{} of {from:?} to {to:?}", ask.name))?;
-        ensure!(event["reason"] == "isolation", "not for its isolation: {event:#}");
+        let (place, mut clients) = (self.place(from)?, Vec::new());
+        for ask in asks {
+            for v6 in [false, true] {
+                let address = self.address(from, to, v6);
+                clients.push((ask, v6, address, ask.start(&place, address)?));
+            }
+        }
+        for (ask, v6, address, client) in clients {
+            let what = || format!("{} of {from:?} to {address}, which is denied", ask.name);
+            let said = Said::wait(client).with_context(what)?;
+            ensure!((ask.is_served)(&said).is_err(), "{}, is served: {}", what(), said.out);
+            let ports = ask.ports[usize::from(v6) % ask.ports.len()];
+            let protocol = ports.split_once('/').map_or(ports, |(protocol, _)| protocol);
+            let (end, side) = if from == End::Far { (to, "local") } else { (from, "peer") };
+            let event = self.scene.agent()?.wait_for_event(|event| {
+                event["generation"] == generation
+                    && event["verdict"] == "DROPPED"
+                    && event["proto"] == protocol
+                    && event[side]["ip"] == json!(address)
+                    && event["segments"] == json!([end.segment()])
+            });
+            let event = event.with_context(what)?;
+            ensure!(event["reason"] == "isolation", "not for its isolation: {event:#}");
+        }
         Ok(())
     }
 }
@@ -192,22 +196,16 @@ fn streams(_: &Environment) -> Result<()> {
         ports: &iperf::PORTS[..1],
     };
     let out = ask("a stream", |to| iperf::arguments(to, &["-n", "4M"]), iperf::has_stream);
-    path.only_where_allowed(&[(End::Client, End::Far), (End::Vm, End::Far)], &[out])?;
-    // That the path was what it should be.
-    for v6 in [false, true] {
-        for from in [End::Client, End::Vm] {
-            let to = path.link.far(v6).to_string();
-            let place = Place { cgroup: None, ..path.place(from)? };
-            let ask = Ask {
-                name: "route",
-                client: program("ip", "iproute2")?,
-                args: |to| ["route", "get", &to.to_string()].map(str::to_owned).to_vec(),
-                is_served: |said| said.ensure(said.out.contains(MTU)),
-                ports: PING,
-            };
-            ask.run(&place, to.parse()?)?;
-        }
+    let ways = [(End::Client, End::Far), (End::Vm, End::Far)];
+    // That the path is what it should be.
+    for (from, to) in ways {
+        path.served((from, to), &out)?;
+        let address = path.address(from, to, true).to_string();
+        let place = Place { cgroup: None, ..path.place(from)? };
+        let route = place.spawn("ip", &["route", "get", &address])?.output(patient(LIMIT))?;
+        ensure!(route.contains(&format!("mtu {MTU}")), "the sender did not learn it: {route}");
     }
+    path.only_where_allowed(&ways, &[out])?;
     path.scene.end()
 }
 
