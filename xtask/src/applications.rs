@@ -20,7 +20,17 @@ use crate::workspace::Workspace;
 const LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// What the tests start.
-pub(crate) const PACKAGES: [&str; 5] = ["nginx", "wrk", "postgresql", "redis-server", "iperf3"];
+pub(crate) const PACKAGES: [&str; 9] = [
+    "nginx",
+    "wrk",
+    "postgresql",
+    "redis-server",
+    "iperf3",
+    "nsd",
+    "bind9-dnsutils",
+    "iputils-ping",
+    "traceroute",
+];
 
 /// Where they are unpacked: a folder with a `usr`.
 pub(crate) fn folder(workspace: &Workspace) -> PathBuf {

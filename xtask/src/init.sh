@@ -2,6 +2,8 @@
 # First process of a test machine: sets up what an ordinary system has, runs the tests on the second
 # serial line, says how they ended there, and turns the machine off. Kernel messages go to the first.
 /bin/busybox --install -s /bin
+# Another program than the ping that tests know.
+rm -f /bin/ping
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 
 mount -t proc proc /proc
@@ -29,7 +31,8 @@ while IFS= read -r argument; do
 done </ztseg/args
 read -r limit </ztseg/limit
 
-export ZTSEG_IN_VM=1 ZTSEG_BIN=/ztseg/ztseg ZTSEG_WORKSPACE=/ztseg RUST_BACKTRACE=1 RUST_LIB_BACKTRACE=0
+export ZTSEG_IN_VM=1 ZTSEG_BIN=/ztseg/ztseg ZTSEG_WORKSPACE=/ztseg
+export ZTSEG_APPLICATIONS=/ztseg/applications RUST_BACKTRACE=1 RUST_LIB_BACKTRACE=0
 cd /ztseg
 (
     stty raw -echo

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::applications;
 use crate::command;
 use crate::kernels::Kernel;
 use crate::modules;
@@ -20,6 +21,12 @@ const BUSYBOX: &str = "/bin/busybox";
 
 /// Programs that tests call where the host has them; the first is one that they cannot do without.
 const PROGRAMS: [&str; 6] = ["ip", "tc", "ss", "nft", "ping", "bpftool"];
+
+/// Applications that tests put ztseg between, where they are unpacked or the host has them: those
+/// that are small, for the machine keeps its files in memory, and that need little time.
+const APPLICATIONS: [&str; 6] = ["nsd", "nsd-control", "dig", "ping", "traceroute.db", "iperf3"];
+/// Where those are in the machine that are unpacked.
+const UNPACKED: &str = "/ztseg/applications";
 
 /// What `ip` and the C library look up.
 const FILES: [&str; 4] =
@@ -43,6 +50,9 @@ pub(crate) fn with_tests(
             None if name == PROGRAMS[0] => bail!("`ip` is not there; install iproute2"),
             None => {}
         }
+    }
+    for name in APPLICATIONS {
+        tree.application(&applications::folder(workspace), name)?;
     }
     for file in FILES {
         tree.copy(Path::new(file), file)?;
@@ -81,9 +91,13 @@ fn lines(items: &[String]) -> String {
 
 /// A program in the folders where system programs are, which a user's PATH may lack.
 fn find(name: &str) -> Option<PathBuf> {
-    ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+    find_below(Path::new("/"), name)
+}
+
+fn find_below(root: &Path, name: &str) -> Option<PathBuf> {
+    ["usr/sbin", "usr/bin", "sbin", "bin"]
         .iter()
-        .map(|folder| Path::new(folder).join(name))
+        .map(|folder| root.join(folder).join(name))
         .find(|path| path.is_file())
 }
 
@@ -158,6 +172,26 @@ impl Tree {
     fn program(&mut self, program: &Path, name: &str) -> Result<()> {
         self.copy(program, &format!("/usr/sbin/{name}"))?;
         self.libraries(program)
+    }
+
+    /// An application with its libraries, from below the folder `unpacked` or from the host; nothing
+    /// where it is in neither.
+    fn application(&mut self, unpacked: &Path, name: &str) -> Result<()> {
+        let Some(program) = find_below(unpacked, name) else {
+            return find(name).map_or(Ok(()), |program| self.program(&program, name));
+        };
+        let mut ldd = Command::new("ldd");
+        ldd.arg(&program).env("LD_LIBRARY_PATH", unpacked.join("usr/lib/x86_64-linux-gnu"));
+        let listing = command::ask(&mut ldd).unwrap_or_default();
+        for file in libraries(&listing).into_iter().chain([program]) {
+            if self.libraries.insert(file.clone()) {
+                let inside =
+                    file.strip_prefix(unpacked).map(|below| Path::new(UNPACKED).join(below));
+                let to = inside.unwrap_or_else(|_| file.clone());
+                self.copy(&file, &to.to_string_lossy())?;
+            }
+        }
+        Ok(())
     }
 
     /// One of our own programs with its libraries, without the debug information that would only

@@ -4,8 +4,10 @@
 //! Every test first runs without an agent, so that a program that does not work is not read as one
 //! that is denied.
 
+mod dns;
 mod iperf;
 mod nginx;
+mod path;
 mod postgresql;
 mod redis;
 mod scene;
@@ -19,7 +21,7 @@ use crate::environment::Lacking;
 
 /// The tests of this folder.
 pub(crate) const TESTS: &[&[(&str, Body)]] =
-    &[nginx::TESTS, postgresql::TESTS, redis::TESTS, iperf::TESTS];
+    &[nginx::TESTS, postgresql::TESTS, redis::TESTS, iperf::TESTS, dns::TESTS, path::TESTS];
 
 /// A program that `cargo xtask` unpacks from the package of Debian.
 fn program(name: &str, package: &str) -> Result<Application> {
