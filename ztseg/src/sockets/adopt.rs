@@ -75,7 +75,7 @@ pub struct Adopter {
 struct Wish {
     owners: Owners,
     /// Closed when it is done.
-    _done: SyncSender<()>,
+    done: SyncSender<()>,
 }
 
 impl Adopter {
@@ -95,12 +95,12 @@ impl Adopter {
 
     /// Asks for a look, and waits for its end, but not longer than `patience`. False: it goes on.
     pub fn adopt(&self, owners: Owners, patience: Duration) -> bool {
-        let (_done, done) = sync_channel(0);
+        let (done, is_done) = sync_channel(0);
         // One wish that waits already is for the same sockets.
-        if self.wanted.try_send(Wish { owners, _done }).is_err() {
+        if self.wanted.try_send(Wish { owners, done }).is_err() {
             return false;
         }
-        done.recv_timeout(patience) != Err(RecvTimeoutError::Timeout)
+        is_done.recv_timeout(patience) != Err(RecvTimeoutError::Timeout)
     }
 }
 
@@ -125,10 +125,12 @@ impl Looks {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            if let Some(wish) = &wish {
-                owners = wish.owners.clone();
-            }
+            let done = wish.map(|wish| {
+                owners = wish.owners;
+                wish.done
+            });
             self.look(&owners);
+            drop(done);
         }
     }
 
