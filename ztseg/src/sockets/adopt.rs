@@ -74,8 +74,7 @@ pub struct Adopter {
 
 struct Wish {
     owners: Owners,
-    /// Closed when it is done.
-    _done: SyncSender<()>,
+    done: SyncSender<()>,
 }
 
 impl Adopter {
@@ -95,9 +94,9 @@ impl Adopter {
 
     /// Asks for a look, and waits for its end, but not longer than `patience`. False: it goes on.
     pub fn adopt(&self, owners: Owners, patience: Duration) -> bool {
-        let (_done, done) = sync_channel(0);
+        let (tell, done) = sync_channel(1);
         // One wish that waits already is for the same sockets.
-        if self.wanted.try_send(Wish { owners, _done }).is_err() {
+        if self.wanted.try_send(Wish { owners, done: tell }).is_err() {
             return false;
         }
         done.recv_timeout(patience) != Err(RecvTimeoutError::Timeout)
@@ -129,6 +128,10 @@ impl Looks {
                 owners = wish.owners.clone();
             }
             self.look(&owners);
+            if let Some(Wish { done, .. }) = wish {
+                // Who waited may have gone on.
+                let _ = done.try_send(());
+            }
         }
     }
 
