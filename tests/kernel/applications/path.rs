@@ -145,7 +145,7 @@ fn pings(_: &Environment) -> Result<()> {
     let client = program("ping", "iputils-ping")?;
     let ask =
         |name, args, is_served| Ask { name, client: client.clone(), args, is_served, ports: PING };
-    let both = ask("fragments", |to| ping(to, "4000", "dont"), |said| has_answers(said));
+    let both = ask("fragments", |to| ping(to, "4000", "dont"), has_answers);
     let learns = ask("a path that is too narrow", |to| ping(to, "1400", "do"), is_told_the_mtu);
     let adapts = ask(
         "learning the path",
@@ -157,7 +157,7 @@ fn pings(_: &Environment) -> Result<()> {
     path.scene.end()?;
     // Here it is the machine behind the interface whose answers are too long.
     let mut path = Path::new()?;
-    let answers = ask("answers", |to| ping(to, "1400", "dont"), |said| has_answers(said));
+    let answers = ask("answers", |to| ping(to, "1400", "dont"), has_answers);
     path.only_where_allowed(&[(End::Far, End::Vm)], &[answers])?;
     path.scene.end()
 }

@@ -74,7 +74,6 @@ pub struct Adopter {
 
 struct Wish {
     owners: Owners,
-    /// Closed when it is done.
     done: SyncSender<()>,
 }
 
@@ -95,12 +94,12 @@ impl Adopter {
 
     /// Asks for a look, and waits for its end, but not longer than `patience`. False: it goes on.
     pub fn adopt(&self, owners: Owners, patience: Duration) -> bool {
-        let (done, is_done) = sync_channel(0);
+        let (tell, done) = sync_channel(1);
         // One wish that waits already is for the same sockets.
-        if self.wanted.try_send(Wish { owners, done }).is_err() {
+        if self.wanted.try_send(Wish { owners, done: tell }).is_err() {
             return false;
         }
-        is_done.recv_timeout(patience) != Err(RecvTimeoutError::Timeout)
+        done.recv_timeout(patience) != Err(RecvTimeoutError::Timeout)
     }
 }
 
@@ -125,12 +124,14 @@ impl Looks {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            let done = wish.map(|wish| {
-                owners = wish.owners;
-                wish.done
-            });
+            if let Some(wish) = &wish {
+                owners = wish.owners.clone();
+            }
             self.look(&owners);
-            drop(done);
+            if let Some(Wish { done, .. }) = wish {
+                // Who waited may have gone on.
+                let _ = done.try_send(());
+            }
         }
     }
 
