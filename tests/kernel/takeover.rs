@@ -221,12 +221,10 @@ fn word(map: &OwnedFd) -> Result<u32> {
 
 /// The depth of a cgroup in its hierarchy, whose root has the inode one.
 fn level(cgroup: &Path) -> Result<u32> {
-    let mut level = 0;
-    for folder in cgroup.ancestors() {
+    for (level, folder) in (0..).zip(cgroup.ancestors()) {
         if fs::metadata(folder)?.ino() == 1 {
             return Ok(level);
         }
-        level += 1;
     }
     anyhow::bail!("{} is in no cgroup hierarchy", cgroup.display())
 }

@@ -3,12 +3,13 @@
 
 use std::fmt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 use ztseg_common::ABI_VERSION;
 use ztseg_tests::agent::{Agent, OTHER_VERSION};
-use ztseg_tests::policies::alternating;
+use ztseg_tests::policies::{ALLOWED, alternating};
 use ztseg_tests::world::World;
 
 /// How long an agent may take to the point where it is killed.
@@ -41,7 +42,10 @@ pub(crate) struct Done {
     pub(crate) generations: u64,
     /// Processes that were agents.
     pub(crate) agents: u32,
-    pub(crate) when: Vec<(Instant, &'static str)>,
+    /// On both clocks: the second in milliseconds since 1970.
+    pub(crate) when: Vec<(Instant, u64, &'static str)>,
+    /// Denials of what is allowed that the agents reported.
+    pub(crate) wrong: Vec<Value>,
     /// Policies applied since the last look at the generation, and that.
     applied: u64,
     generation: u64,
@@ -73,7 +77,7 @@ pub(crate) fn disturb(world: &World, agent: &mut Agent, plan: &Disturbances) -> 
     let mut done = Done { agents: 1, ..Done::default() };
     done.generation = generation(agent)?;
     for number in 1..=plan.applies {
-        done.when.push((Instant::now(), "apply"));
+        done.begins("apply");
         agent.apply(&alternating(number.into())).with_context(|| format!("apply {number}"))?;
         done.counts.applies += 1;
         done.applied += 1;
@@ -91,13 +95,25 @@ pub(crate) fn disturb(world: &World, agent: &mut Agent, plan: &Disturbances) -> 
 }
 
 impl Done {
-    /// Sees that each policy was a generation of its own.
+    fn begins(&mut self, what: &'static str) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        self.when.push((Instant::now(), now, what));
+    }
+
+    /// Sees that each policy was a generation of its own, and whether the programs have denied a packet
+    /// of a flow that is allowed: a sender of TCP does not tell.
     fn look(&mut self, agent: &Agent) -> Result<()> {
         let now = generation(agent)?;
         let made = now.saturating_sub(self.generation);
         ensure!(made >= self.applied, "{made} generations of {} policies", self.applied);
         self.generations += made;
         (self.generation, self.applied) = (now, 0);
+        let is_allowed = |event: &Value| {
+            let port = |end: &str| event[end]["port"] == ALLOWED;
+            event["verdict"] == "DROPPED" && (port("local") || port("peer"))
+        };
+        self.wrong.extend(agent.events()?.into_iter().filter(is_allowed));
         Ok(())
     }
 }
@@ -114,7 +130,7 @@ fn end(world: &World, agent: &mut Agent, end: End, done: &mut Done) -> Result<()
         End::Upgrade => "upgrade",
         End::Cut => "upgrade that is cut off",
     };
-    done.when.push((Instant::now(), name));
+    done.begins(name);
     match end {
         End::Kill | End::Cut => agent.kill9(),
         End::Restart | End::Upgrade => agent.stop()?,

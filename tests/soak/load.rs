@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use ztseg_tests::policies::{ALLOWED, DENIED_IN, DENIED_OUT};
 use ztseg_tests::process::Place;
 use ztseg_tests::traffic::{
-    Counts, Flood, Flooded, Flooding, Listen, Lost, Server, Stream, StreamKind,
+    Counts, Flood, Flooded, Flooding, Late, Listen, Lost, PATIENCE, Server, Stream, StreamKind,
 };
 use ztseg_tests::world::World;
 
@@ -18,6 +18,12 @@ use crate::iperf::{Iperf, Throughput};
 const DENIED: u32 = 10;
 /// Between messages of the streams.
 const INTERVAL: Duration = Duration::from_millis(5);
+/// How long an answer is waited for: a machine that stands still for a second loses nothing.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How long around a late datagram the machine is known to have been slow, in milliseconds.
+const SLOW: u64 = 3000;
+/// After which TCP asks for a connection again, in milliseconds (`TCP_TIMEOUT_INIT`).
+const ASKED_AGAIN: u64 = 1000;
 /// How long what has come through may wait to be counted.
 const SETTLED: Duration = Duration::from_millis(500);
 
@@ -67,6 +73,7 @@ pub(crate) struct Load {
     running: Vec<Running>,
     iperf: Vec<(&'static str, Iperf)>,
     drops: BTreeMap<String, u64>,
+    tcp: BTreeMap<&'static str, u64>,
 }
 
 /// What became of one way's traffic.
@@ -90,12 +97,14 @@ pub(crate) struct Outcome {
     pub(crate) lost: Vec<(&'static str, Vec<Lost>)>,
     /// What full queues of this machine dropped meanwhile, by the kernel's own count.
     pub(crate) drops: BTreeMap<String, u64>,
+    /// What the stacks of all namespaces say of TCP.
+    pub(crate) tcp: BTreeMap<&'static str, u64>,
 }
 
 impl Load {
     /// Starts everything.
     pub(crate) fn start(world: &World, flows: u32, rate: u32) -> Result<Self> {
-        let drops = drops(world)?;
+        let (drops, tcp) = (drops(world)?, tcp(world)?);
         let ways = ways(world)?;
         let mut running = Vec::new();
         for way in &ways {
@@ -109,7 +118,7 @@ impl Load {
             ("loopback", Iperf::start(open, loopback, app)?),
             ("uplink", Iperf::start(&world.peer.place(), beyond, app)?),
         ];
-        Ok(Self { running, iperf, drops })
+        Ok(Self { running, iperf, drops, tcp })
     }
 
     /// Ends everything; the last answers are waited for.
@@ -128,7 +137,11 @@ impl Load {
         for (name, n) in &mut drops {
             *n = n.saturating_sub(self.drops.get(name).copied().unwrap_or(0));
         }
-        Ok(Outcome { ways, iperf, lost, drops })
+        let mut tcp = tcp(world)?;
+        for (name, n) in &mut tcp {
+            *n = n.saturating_sub(self.tcp.get(name).copied().unwrap_or(0));
+        }
+        Ok(Outcome { ways, iperf, lost, drops, tcp })
     }
 }
 
@@ -139,11 +152,13 @@ impl Way {
             [ALLOWED, self.denied].map(|port| [Listen::Udp(to(port)), Listen::Tcp(to(port))]);
         let server = Server::start(&self.server, &listen.concat())?;
         let flood = |port, flows| Flood { to: to(port), flows, rate }.start(&self.client);
-        let stream = |kind, port| Stream::start(&self.client, kind, to(port), INTERVAL);
+        let stream = |kind, port, patience| {
+            Stream::start_patient(&self.client, kind, to(port), INTERVAL, patience)
+        };
         let kinds = [StreamKind::Tcp, StreamKind::TcpConnects, StreamKind::UdpEach];
         let streams = kinds
             .iter()
-            .map(|kind| Ok((format!("{kind:?}"), stream(*kind, ALLOWED)?)))
+            .map(|kind| Ok((format!("{kind:?}"), stream(*kind, ALLOWED, ANSWER)?)))
             .collect::<Result<_>>()?;
         Ok(Running {
             name: self.name,
@@ -151,7 +166,7 @@ impl Way {
             allowed: flood(ALLOWED, flows * self.parts / 8)?,
             denied: flood(self.denied, DENIED)?,
             streams,
-            connects: stream(StreamKind::TcpConnects, self.denied)?,
+            connects: stream(StreamKind::TcpConnects, self.denied, PATIENCE)?,
         })
     }
 }
@@ -182,7 +197,29 @@ impl Seen {
     pub(crate) fn lost(&self) -> u64 {
         let of_streams: u64 =
             self.streams.iter().map(|(_, c)| c.sent - c.received.min(c.sent)).sum();
-        self.allowed.sent - self.allowed.received.min(self.allowed.sent) + of_streams
+        self.allowed.sent - self.allowed.received.min(self.allowed.sent)
+            + of_streams
+            + self.asked_again()
+    }
+
+    /// Connections that TCP had to ask for twice, while datagrams were answered in time: the first packet
+    /// was lost.
+    fn asked_again(&self) -> u64 {
+        let of = |kind: &str| self.streams.iter().find(|(name, _)| name == kind);
+        let (Some((_, connects)), Some((_, datagrams))) = (of("TcpConnects"), of("UdpEach")) else {
+            return 0;
+        };
+        let slow = |late: &&Late| {
+            !datagrams.late.iter().any(|d| d.answered && d.at.abs_diff(late.at) < SLOW)
+        };
+        let again = |late: &&Late| late.answered && late.millis >= ASKED_AGAIN;
+        connects.late.iter().filter(again).filter(slow).count() as u64
+    }
+
+    /// Messages with a socket each whose answer was late.
+    pub(crate) fn late(&self) -> usize {
+        let late = |counts: &Counts| counts.late.iter().filter(|late| late.answered).count();
+        self.streams.iter().map(|(_, counts)| late(counts)).sum()
     }
 
     /// Messages of denied flows that arrived.
@@ -251,4 +288,40 @@ fn drops(world: &World) -> Result<BTreeMap<String, u64>> {
     let dropped = |line: &str| u64::from_str_radix(line.split(' ').nth(1)?, 16).ok();
     drops.insert("packets, all queues".to_owned(), softnet.lines().filter_map(dropped).sum());
     Ok(drops)
+}
+
+/// Segments that were sent again, and why: a sender that is held up sends again what was not lost, and the
+/// receiver says so (`TCPDSACKRecv`, RFC 2883).
+const TCP: [&str; 12] = [
+    "TCPBacklogDrop",
+    "TCPRcvQDrop",
+    "TCPZeroWindowDrop",
+    "TCPOFODrop",
+    "TCPSpuriousRTOs",
+    "RetransSegs",
+    "TCPDSACKRecv",
+    "TCPDSACKOfoRecv",
+    "TCPLossProbes",
+    "TCPTimeouts",
+    "TCPFastRetrans",
+    "TCPSackRecovery",
+];
+
+fn tcp(world: &World) -> Result<BTreeMap<&'static str, u64>> {
+    let mut sums = BTreeMap::new();
+    for namespace in [&world.host, &world.peer, &world.guest] {
+        let place = namespace.place();
+        for file in ["/proc/self/net/snmp", "/proc/self/net/netstat"] {
+            let text = place.tool(&["read", file])?.output(Duration::from_secs(10))?;
+            let lines: Vec<Vec<&str>> = text.lines().map(|l| l.split(' ').collect()).collect();
+            for pair in lines.chunks(2).filter(|pair| pair.len() == 2) {
+                for (name, value) in pair[0].iter().zip(&pair[1]) {
+                    if let Some(name) = TCP.into_iter().find(|known| known == name) {
+                        *sums.entry(name).or_insert(0) += value.parse::<u64>().unwrap_or(0);
+                    }
+                }
+            }
+        }
+    }
+    Ok(sums)
 }

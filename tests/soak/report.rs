@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use crate::disturb::Done;
-use crate::load::Outcome;
+use crate::load::{Outcome, Seen};
 
 /// The numbers.
 pub(crate) fn table(done: &Done, seen: &Outcome, time: Duration) -> String {
@@ -15,6 +15,14 @@ pub(crate) fn table(done: &Done, seen: &Outcome, time: Duration) -> String {
             "  {} agents ran one after the other; policies in force: {} generations",
             done.agents, done.generations
         );
+        let _ = writeln!(
+            text,
+            "  denials of allowed flows that the agents reported: {}",
+            done.wrong.len()
+        );
+        for event in done.wrong.iter().take(10) {
+            let _ = writeln!(text, "    {event}");
+        }
     }
     // Writing to a string does not fail.
     let mut line = |cells: [String; 11]| {
@@ -61,6 +69,7 @@ pub(crate) fn table(done: &Done, seen: &Outcome, time: Duration) -> String {
             gigabits[0], gigabits[1], of.retransmits, of.runs
         );
     }
+    let _ = writeln!(text, "  TCP, all connections: {:?}", seen.tcp);
     let dropped: Vec<_> = seen.drops.iter().filter(|(_, n)| **n != 0).collect();
     let _ = writeln!(
         text,
@@ -68,6 +77,10 @@ pub(crate) fn table(done: &Done, seen: &Outcome, time: Duration) -> String {
         seen.dropped(),
         if dropped.is_empty() { String::new() } else { format!(": {dropped:?}") }
     );
+    let late: usize = seen.ways.iter().map(Seen::late).sum();
+    if late != 0 {
+        let _ = writeln!(text, "  {late} answers came after more than 0.6 s");
+    }
     let waited: u64 = seen.ways.iter().map(|way| way.allowed.waited).sum();
     let refused: u64 = seen.ways.iter().map(|way| way.allowed.refused).sum();
     if waited + refused != 0 {
@@ -105,8 +118,8 @@ pub(crate) fn losses(seen: &Outcome, done: &Done) -> String {
         for lost in &way.allowed.lost {
             let at = way.begun + Duration::from_millis(lost.millis);
             let before = |when: &Instant| at.saturating_duration_since(*when);
-            let last = done.when.iter().rev().find(|(when, _)| *when <= at);
-            let last = last.map(|(when, what)| {
+            let last = done.when.iter().rev().find(|(when, _, _)| *when <= at);
+            let last = last.map(|(when, _, what)| {
                 format!("{} ms after a {what} began", before(when).as_millis())
             });
             let _ = writeln!(
@@ -121,7 +134,15 @@ pub(crate) fn losses(seen: &Outcome, done: &Done) -> String {
         }
         for (kind, counts) in &way.streams {
             if counts.sent != counts.received {
-                let _ = writeln!(text, "  lost: {}, {kind}: {counts:?}", way.name);
+                let (sent, received) = (counts.sent, counts.received);
+                let _ = writeln!(text, "  lost: {}, {kind}: {received} of {sent}", way.name);
+            }
+            for late in &counts.late {
+                let began = done.when.iter().rev().find(|(_, at, _)| *at <= late.at);
+                let began = began.map_or(String::new(), |(_, at, what)| {
+                    format!("{} ms after a {what} began", late.at - at)
+                });
+                let _ = writeln!(text, "  {}, {kind}: {late:?}: {began}", way.name);
             }
         }
     }

@@ -19,7 +19,7 @@ pub use self::flood::{Flood, Flooded, Flooding, Lost};
 pub use self::hoard::Hoard;
 pub use self::newborn::{Newborn, newborn};
 pub use self::server::{Listen, Server};
-pub use self::stream::{Counts, Stream, StreamKind};
+pub use self::stream::{Counts, Late, Stream, StreamKind};
 use crate::process::{Place, Process};
 
 /// How long a client waits for an answer.

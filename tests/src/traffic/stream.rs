@@ -2,10 +2,10 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,8 @@ use crate::process::{Place, Process};
 
 /// How long the last answers may take.
 const STRAGGLERS: Duration = Duration::from_secs(1);
+/// How many late messages are named.
+const LATE: usize = 100;
 
 /// What kind of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,8 +35,19 @@ pub enum StreamKind {
     UdpEach,
 }
 
-/// What became of it.
+/// A message of its own socket that has no answer, or one that came late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Late {
+    /// When it was sent, in milliseconds since 1970.
+    pub at: u64,
+    /// How long its answer took, or was waited for.
+    pub millis: u64,
+    /// Whether it came.
+    pub answered: bool,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Messages that the client tried to send.
     pub sent: u64,
@@ -42,6 +55,9 @@ pub struct Counts {
     pub received: u64,
     /// Messages whose sending failed.
     pub errors: u64,
+    /// Of messages with a socket each, the first that had no answer or a late one, after
+    /// [`super::PATIENCE`].
+    pub late: Vec<Late>,
 }
 
 /// A running client; it ends when this is dropped.
@@ -59,9 +75,20 @@ impl Stream {
         to: SocketAddr,
         interval: Duration,
     ) -> Result<Self> {
+        Self::start_patient(place, kind, to, interval, super::PATIENCE)
+    }
+
+    /// As [`Stream::start`]; where there is a socket for each message, the answer is waited for so long.
+    pub fn start_patient(
+        place: &Place,
+        kind: StreamKind,
+        to: SocketAddr,
+        interval: Duration,
+        patience: Duration,
+    ) -> Result<Self> {
         let kind = serde_json::to_string(&kind)?;
-        let interval = interval.as_micros().to_string();
-        let mut process = place.tool(&["stream", &kind, &to.to_string(), &interval])?;
+        let [interval, patience] = [interval, patience].map(|time| time.as_micros().to_string());
+        let mut process = place.tool(&["stream", &kind, &to.to_string(), &interval, &patience])?;
         process.wait_for_output("sending", Duration::from_secs(20))?;
         Ok(Self { process })
     }
@@ -79,6 +106,7 @@ struct Shared {
     sent: AtomicU64,
     received: AtomicU64,
     errors: AtomicU64,
+    late: Mutex<Vec<Late>>,
 }
 
 impl Shared {
@@ -95,7 +123,13 @@ impl Shared {
 }
 
 /// The child's side.
-pub(super) fn run(kind: StreamKind, to: SocketAddr, interval_us: u64) -> Result<()> {
+pub(super) fn run(
+    kind: StreamKind,
+    to: SocketAddr,
+    interval_us: u64,
+    patience_us: u64,
+) -> Result<()> {
+    let patience = Duration::from_micros(patience_us);
     let interval = Duration::from_micros(interval_us);
     let shared = Arc::new(Shared::default());
     let stopped = Arc::clone(&shared);
@@ -107,14 +141,15 @@ pub(super) fn run(kind: StreamKind, to: SocketAddr, interval_us: u64) -> Result<
         StreamKind::Tcp => tcp(&shared, to, interval),
         StreamKind::Udp => udp(&shared, to, interval, true),
         StreamKind::UdpUnconnected => udp(&shared, to, interval, false),
-        StreamKind::TcpConnects => each(&shared, Ask::Tcp, to, interval),
-        StreamKind::UdpEach => each(&shared, Ask::Udp, to, interval),
+        StreamKind::TcpConnects => each(&shared, Ask::Tcp, to, interval, patience),
+        StreamKind::UdpEach => each(&shared, Ask::Udp, to, interval, patience),
     }?;
     let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
     say(&Counts {
         sent: count(&shared.sent),
         received: count(&shared.received),
         errors: count(&shared.errors),
+        late: shared.late.lock().unwrap_or_else(PoisonError::into_inner).clone(),
     })
 }
 
@@ -191,13 +226,28 @@ fn udp(shared: &Shared, to: SocketAddr, interval: Duration, connected: bool) -> 
     Ok(())
 }
 
-fn each(shared: &Shared, ask: Ask, to: SocketAddr, interval: Duration) -> Result<()> {
-    let probe = Probe::new(ask, to).bytes(8);
+fn each(
+    shared: &Shared,
+    ask: Ask,
+    to: SocketAddr,
+    interval: Duration,
+    patience: Duration,
+) -> Result<()> {
+    let probe = Probe::new(ask, to).bytes(8).patience(patience);
     say(&"sending")?;
     while shared.goes_on() {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let report = client::probe(&probe);
+        let answered = report.outcome == Outcome::Ok;
+        if !answered || Duration::from_millis(report.millis) > super::PATIENCE {
+            let mut late = shared.late.lock().unwrap_or_else(PoisonError::into_inner);
+            if late.len() < LATE {
+                let at = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
+                late.push(Late { at, millis: report.millis, answered });
+            }
+        }
         shared.sent(!matches!(report.outcome, Outcome::Eperm));
-        if report.outcome == Outcome::Ok {
+        if answered {
             shared.received.fetch_add(1, Ordering::Relaxed);
         }
         thread::sleep(interval);

@@ -27,8 +27,9 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             say(&client::probe(&probe))
         }
         ["serve", ref listen @ ..] => server::run(listen),
-        ["stream", kind, to, interval_us] => {
-            stream::run(serde_json::from_str(kind)?, to.parse()?, interval_us.parse()?)
+        ["stream", kind, to, interval, patience] => {
+            let [interval, patience] = [interval.parse()?, patience.parse()?];
+            stream::run(serde_json::from_str(kind)?, to.parse()?, interval, patience)
         }
         ["hoard", address, count] => hoard::run(address.parse()?, count.parse()?),
         ["flood", flood] => flood::run(&serde_json::from_str(flood)?),
