@@ -12,6 +12,7 @@ mod detach;
 pub mod filters;
 mod generation;
 mod guard;
+mod layout;
 mod links;
 pub mod measure;
 mod memory;

@@ -19,7 +19,7 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use super::generation::{self, OUTER};
 use super::links::{Link, Target};
 use super::sys::{self, AttachType};
-use super::{DatapathError, InterfaceSide, Options, ProgramStatus, filters, object};
+use super::{DatapathError, InterfaceSide, Options, ProgramStatus, filters, layout, object};
 
 /// The programs at the cgroup root, in the order they are attached: a socket's maker is written
 /// down before its packets are judged.
@@ -48,7 +48,7 @@ const SPILL_SHARE: u32 = 8;
 const SPILL_LEAST: u32 = 1024;
 
 /// The maps that outlive an agent, besides [`OUTER`].
-pub const PINNED_MAPS: [&str; 13] = [
+pub const PINNED_MAPS: [&str; 14] = [
     "CONTROL",
     "FLOWS4",
     "FLOWS6",
@@ -57,6 +57,7 @@ pub const PINNED_MAPS: [&str; 13] = [
     "USAGE",
     "TOTALS",
     "FRAGMENTS",
+    "SENDERS",
     "EVENTS",
     "COUNTERS",
     "SOCKETS",
@@ -122,6 +123,8 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, DatapathError> {
     }
     loader.map_max_entries("USAGE", options.capacity.workloads);
     loader.override_global("DEBUG", &debug, true);
+    let offsets = layout::offsets();
+    loader.override_global("NFCT", &offsets.nfct, true);
     loader.verifier_log_level(VerifierLogLevel::STATS);
     for name in OUTER.into_iter().chain(PINNED_MAPS) {
         loader.map_pin_path(name, pins.maps().join(name));
