@@ -197,7 +197,10 @@ pub extern "C" fn ztseg_translation(skb: *mut __sk_buff, flow: *mut Flow) -> u32
 pub extern "C" fn ztseg_keep_sender(flow: *const Flow) -> u32 {
     // SAFETY: the verifier checks that the caller's flow is memory of this size.
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
-    let key = sender_key(&flow.packet, flow.netns);
+    let mut key = sender_key(&flow.packet, flow.netns);
+    let _ = SENDERS.insert(&key, &flow.workload, 0);
+    // For a receiver that is older than the agent, whose network namespace is not known.
+    key.netns_protocol = sender_key(&flow.packet, 0).netns_protocol;
     u32::from(SENDERS.insert(&key, &flow.workload, 0).is_ok())
 }
 

@@ -54,6 +54,7 @@ fn first_rule(_: &Environment) -> Result<()> {
         // A namespace of its own each: a table of iptables-legacy stays.
         let scene = Scene::new()?;
         let mut agent = Agent::start(&scene.world, &policy())?;
+        let _servers = scene.serve()?;
         // No rule of the policy names the services' addresses.
         every_way(&scene, Outcome::Eperm, "before there is a rule")?;
         let event = agent.wait_for_event(|event| event["hook"] == "connect4")?;
@@ -88,6 +89,7 @@ fn without_an_agent(_: &Environment) -> Result<()> {
         Translator::Nft.clear(&scene.world, &scene.world.host, v6)?;
     }
     let mut agent = Agent::start(&scene.world, &policy())?;
+    let _servers = scene.serve()?;
     every_way(&scene, Outcome::Eperm, "before there is a rule")?;
     agent.kill9();
     load(Translator::Nft, &scene)?;

@@ -86,6 +86,8 @@ fn ensure_all(flows: &mut [Flow], answered: bool, when: &str) -> Result<()> {
 
 fn revoked(_: &Environment) -> Result<()> {
     let scene = Scene::new()?;
+    // Servers that are older than the agent.
+    let _servers = scene.serve()?;
     scene.load(Translator::Nft, false)?;
     let mut agent = Agent::start(&scene.world, POLICY)?;
     let mut flows = Flow::all(&scene)?;
@@ -105,6 +107,7 @@ fn outlive(_: &Environment) -> Result<()> {
     let scene = Scene::new()?;
     scene.load(Translator::Nft, true)?;
     let mut agent = Agent::start(&scene.world, POLICY)?;
+    let _servers = scene.serve()?;
     let mut flows = Flow::all(&scene)?;
     ensure_all(&mut flows, true, "allowed")?;
     agent.kill9();
@@ -133,6 +136,7 @@ fn several(_: &Environment) -> Result<()> {
     let scene = Scene::new()?;
     scene.load(Translator::Nft, false)?;
     let mut agent = Agent::start(&scene.world, POLICY)?;
+    let _servers = scene.serve()?;
     for v6 in [false, true] {
         let mut actor = Actor::start(&scene.web)?;
         let socket = actor.socket(if v6 { Kind::Udp6 } else { Kind::Udp4 })?;
@@ -177,6 +181,7 @@ fn few_ports(_: &Environment) -> Result<()> {
         Translator::Nft.load(world, &world.host, v6, &rules)?;
     }
     let mut agent = Agent::start(world, POLICY)?;
+    let _servers = scene.serve()?;
     let mut flows = Vec::new();
     for v6 in [false, true] {
         for n in [1, 3] {

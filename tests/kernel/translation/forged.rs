@@ -24,6 +24,7 @@ fn from_elsewhere(_: &Environment) -> Result<()> {
     let world = &scene.world;
     scene.load(Translator::Nft, false)?;
     let mut agent = Agent::start(world, POLICY)?;
+    let _servers = scene.serve()?;
     for v6 in [false, true] {
         let kind = if v6 { Kind::Udp6 } else { Kind::Udp4 };
         let service = virtual_address(3, v6);
@@ -66,6 +67,7 @@ fn over_loopback(_: &Environment) -> Result<()> {
     scene.load(Translator::Nft, true)?;
     let near = world.uplink.near(false);
     let mut agent = Agent::start(world, POLICY)?;
+    let _servers = scene.serve()?;
     let mut web = Actor::start(&scene.web)?;
     let mut other = Actor::start(&world.workload("/other")?)?;
     let socket = web.bound(Kind::Udp4, (near, 5000).into())?;

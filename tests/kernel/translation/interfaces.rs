@@ -48,9 +48,10 @@ fn behind(_: &Environment) -> Result<()> {
             listen.extend([Listen::Tcp(at), Listen::Udp(at)]);
         }
     }
-    let _server = Server::start(&second.place(), &listen)?;
+    let _second = Server::start(&second.place(), &listen)?;
     let vm = world.guest.place();
     let mut agent = Agent::start(world, POLICY)?;
+    let _servers = scene.serve()?;
     for masquerade in [false, true] {
         for v6 in [false, true] {
             let mut services = scene.services(v6, masquerade);

@@ -57,10 +57,8 @@ pub(super) fn virtual_address(n: u8, v6: bool) -> IpAddr {
         .expect("an address")
 }
 
-/// A world with servers that answer on both backend ports: a workload of the host, the machine behind
-/// the tap, and the other host under two addresses.
+/// A world in which services' addresses are routed to the other host.
 pub(super) struct Scene {
-    pub(super) _servers: Vec<Server>,
     pub(super) web: Place,
     pub(super) world: World,
 }
@@ -81,9 +79,17 @@ impl Scene {
             let second = world.uplink.addresses(3)[usize::from(v6)];
             world.peer.add_address(&world.uplink.far_interface, second, length)?;
         }
-        let (web, db) = (world.workload("/web")?, world.workload("/db")?);
-        let places = [(&db, "near"), (&world.guest.place(), "tap"), (&world.peer.place(), "far")];
+        let web = world.workload("/web")?;
+        Ok(Self { web, world })
+    }
+
+    /// Servers that answer on both backend ports: a workload of the host, the machine behind the tap,
+    /// and the other host under two addresses.
+    pub(super) fn serve(&self) -> Result<Vec<Server>> {
+        let world = &self.world;
         let mut servers = Vec::new();
+        let db = world.workload("/db")?;
+        let places = [(&db, "near"), (&world.guest.place(), "tap"), (&world.peer.place(), "far")];
         for (place, role) in places {
             let mut listen = Vec::new();
             for v6 in [false, true] {
@@ -101,7 +107,7 @@ impl Scene {
             }
             servers.push(Server::start(place, &listen)?);
         }
-        Ok(Self { _servers: servers, web, world })
+        Ok(servers)
     }
 
     /// The backends' addresses: on this host, behind the tap, on the other host.
@@ -149,6 +155,7 @@ fn judged(translator: Translator) -> Result<()> {
     let scene = Scene::new()?;
     scene.load(translator, false)?;
     let mut agent = Agent::start(&scene.world, POLICY)?;
+    let _servers = scene.serve()?;
     for masquerade in [false, true] {
         scene.load(translator, masquerade)?;
         for v6 in [false, true] {
