@@ -14,7 +14,7 @@
 //! egress hook leaves behind where an answer belongs: of a datagram's flow that was judged and allowed
 //! a [`Mapping`], and over loopback whose packet it is that arrives with ends that no socket has.
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, bpf_sock_addr};
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use ztseg_common::addr::{Addr, Port, proto};
 use ztseg_common::key::{Place, SenderKey, WorkloadKey};
@@ -30,6 +30,19 @@ use crate::{claim, workload};
 /// Offset of `_nfct` in `struct sk_buff`, set by the loader; zero: not known, and nothing is read.
 #[unsafe(no_mangle)]
 static NFCT: u32 = 0;
+
+/// Offset in `struct sock` of its network namespace, and in that of the netfilter hooks of IPv4 and
+/// IPv6 (`netns_nf`), set by the loader; zero: not known.
+#[unsafe(no_mangle)]
+static SOCK_NET: u32 = 0;
+#[unsafe(no_mangle)]
+static NET_HOOKS4: u32 = 0;
+#[unsafe(no_mangle)]
+static NET_HOOKS6: u32 = 0;
+/// Functions of such hooks that leave addresses alone; zeros behind the last.
+#[unsafe(no_mangle)]
+static HARMLESS: [u64; HARMLESS_HOOKS] = [0; HARMLESS_HOOKS];
+const HARMLESS_HOOKS: usize = 8;
 
 /// The packet has the ends that its socket knows, or nothing better is known.
 pub const AS_IT_IS: u32 = 0;
@@ -358,4 +371,74 @@ pub extern "C" fn ztseg_sender(flow: *const Flow, answers: u32) -> WorkloadKey {
         // SAFETY: a valid pointer from the lookup, to one word.
         unsafe { core::ptr::read_volatile(workload) }
     })
+}
+
+/// `NF_INET_LOCAL_OUT`, `NF_INET_POST_ROUTING`: the hooks between a socket and its egress hook.
+const HOOKS: [u64; 2] = [3, 4];
+/// More at one hook are not looked through.
+const MOST: u16 = 4;
+
+macro_rules! offset {
+    ($name:ident) => {
+        // SAFETY: a plain read; volatile because the loader sets the value after compilation.
+        unsafe { core::ptr::read_volatile(&raw const $name) }
+    };
+}
+
+/// Whether what a socket is about to send may have another destination when its packet gets to the
+/// egress hook: whether netfilter has anything between the two, in the socket's network namespace,
+/// now. Only what is registered there can translate, however it got there: a chain of nftables, a
+/// table of iptables, IPVS.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_may_be_rewritten(ctx: *mut bpf_sock_addr, v4: u32) -> u32 {
+    let (sock_net, hooks) =
+        (offset!(SOCK_NET), if v4 != 0 { offset!(NET_HOOKS4) } else { offset!(NET_HOOKS6) });
+    if sock_net == 0 || hooks == 0 {
+        return 1;
+    }
+    let (mut sk, mut net) = (0u64, 0u64);
+    // The context is the kernel's own `struct bpf_sock_addr_kern`, whose first word is the socket.
+    if !read(&mut sk, ctx as u64) || !read(&mut net, sk + u64::from(sock_net)) || net == 0 {
+        return 1;
+    }
+    for hook in HOOKS {
+        // `struct nf_hook_entries`: a count, then pairs of a function and what it is given.
+        let mut entries = 0u64;
+        if !read(&mut entries, net + u64::from(hooks) + hook * size_of::<u64>() as u64) {
+            return 1;
+        }
+        if entries != 0 && !are_harmless(entries) {
+            return 1;
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn are_harmless(entries: u64) -> bool {
+    let mut count = 0u16;
+    if !read(&mut count, entries) || count > MOST {
+        return false;
+    }
+    for index in 0..MOST {
+        if index < count {
+            let mut function = 0u64;
+            if !read(&mut function, entries + 8 + 16 * u64::from(index)) || !is_harmless(function) {
+                return false;
+            }
+        }
+    }
+    true
+}
+
+#[inline(always)]
+fn is_harmless(function: u64) -> bool {
+    let mut known = false;
+    for index in 0..HARMLESS_HOOKS {
+        // SAFETY: as in `nfct_offset`; the index is within the array.
+        let harmless = unsafe { core::ptr::read_volatile(&raw const HARMLESS[index]) };
+        known |= harmless == function;
+    }
+    known && function != 0
 }

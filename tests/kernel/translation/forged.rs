@@ -44,7 +44,9 @@ fn from_elsewhere(_: &Environment) -> Result<()> {
             }
             liar.close(forged)?;
         }
-        // What it may ask is answered, from the same address.
+        // What it may ask is answered, from the same address. From another port: of this one the kernel
+        // has a connection in mind that begins at the other end.
+        let socket = web.bound(kind, (world.uplink.near(v6), 5002).into())?;
         web.send_to(socket, (service, OPEN).into(), b"asked")?.done()?;
         ensure!(web.receive(socket)? == Said::Done(5), "v6 {v6}: what is allowed is not answered");
     }

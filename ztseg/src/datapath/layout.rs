@@ -6,22 +6,42 @@ use std::fs;
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 
+const SYMBOLS: &str = "/proc/kallsyms";
+
+/// Functions at netfilter's hooks of modules for access control, which never touch an address.
+/// (Those of connection tracking are mostly in modules that come and go, and their addresses with
+/// them.)
+const HARMLESS: [&str; 7] = [
+    "apparmor_ip_postroute",
+    "selinux_ip_output",
+    "selinux_ip_postroute",
+    "selinux_ipv4_output",
+    "selinux_ipv4_postroute",
+    "smack_ip_output",
+    "smack_ipv4_output",
+];
+
 /// What the kernel programs are told; zero where it is not known or may not be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offsets {
-    /// Of `_nfct` in `struct sk_buff`, in bytes.
+pub struct Layout {
+    /// Offset of `_nfct` in `struct sk_buff`, in bytes.
     pub nfct: u32,
+    /// Offset of the network namespace in `struct sock`.
+    pub sock_net: u32,
+    /// Offset of netfilter's hooks for IPv4 in `struct net`.
+    pub net_hooks4: u32,
+    /// Offset of those for IPv6.
+    pub net_hooks6: u32,
+    /// Addresses of functions that may be there and translate nothing.
+    pub harmless: [u64; 8],
 }
 
-/// Looks them up.
-pub fn offsets() -> Offsets {
+/// Looks it up.
+pub fn kernel() -> Layout {
     // In this mode the programs would not load: it takes reading kernel memory away.
     let locked = fs::read_to_string(LOCKDOWN).is_ok_and(|mode| mode.contains("[confidentiality]"));
     let btf = if locked { None } else { fs::read(VMLINUX).ok() };
-    let found = btf.as_deref().and_then(Btf::parse).map(|btf| Offsets {
-        nfct: btf.member("sk_buff", "_nfct").unwrap_or_default(),
-    });
-    let found = found.unwrap_or_default();
+    let mut found = btf.as_deref().and_then(Btf::parse).map(|btf| btf.layout()).unwrap_or_default();
     if found.nfct == 0 {
         tracing::warn!(
             "this kernel does not say where it keeps address translation (no {VMLINUX}, no \
@@ -29,7 +49,25 @@ pub fn offsets() -> Offsets {
              output is judged by its packets' addresses, and answers to it may be denied"
         );
     }
+    if found.sock_net != 0 {
+        let symbols = fs::read_to_string(SYMBOLS).unwrap_or_default();
+        for (to, address) in found.harmless.iter_mut().zip(harmless(&symbols)) {
+            *to = address;
+        }
+    }
     found
+}
+
+/// The addresses of [`HARMLESS`]; none where this process may not know them.
+fn harmless(symbols: &str) -> impl Iterator<Item = u64> + '_ {
+    symbols.lines().filter_map(|line| {
+        // The address, a letter, the name; a module's in brackets behind it.
+        let mut words = line.split_ascii_whitespace();
+        let (address, _, name) = (words.next()?, words.next()?, words.next()?);
+        let is_one = HARMLESS.contains(&name) && words.next().is_none();
+        let address = u64::from_str_radix(address, 16).ok().filter(|address| *address != 0)?;
+        is_one.then_some(address)
+    })
 }
 
 struct Btf<'a> {
@@ -84,6 +122,28 @@ impl<'a> Btf<'a> {
             rest = &rest[12 + more..];
         }
         Some(Self { strings, types })
+    }
+
+    fn layout(&self) -> Layout {
+        let member = |structure, member| self.member(structure, member);
+        // `struct sock` begins with its `sock_common`, and a `possible_net_t` is one pointer. All or
+        // nothing: a context that begins with something else is another kernel's.
+        let hooks = (|| {
+            let begins_with_socket = member("bpf_sock_addr_kern", "sk")? == 0
+                && member("sock", "__sk_common")? == 0
+                && member("nf_hook_entries", "num_hook_entries")? == 0
+                && member("nf_hook_entries", "hooks")? == 8;
+            let netfilter = member("net", "nf")?;
+            begins_with_socket.then_some(())?;
+            Some((
+                member("sock_common", "skc_net")?,
+                netfilter + member("netns_nf", "hooks_ipv4")?,
+                member("netns_nf", "hooks_ipv6").map_or(0, |hooks| netfilter + hooks),
+            ))
+        })();
+        let (sock_net, net_hooks4, net_hooks6) = hooks.unwrap_or_default();
+        let nfct = member("sk_buff", "_nfct").unwrap_or_default();
+        Layout { nfct, sock_net, net_hooks4, net_hooks6, harmless: [0; 8] }
     }
 
     /// Offset in bytes of a structure's member.
@@ -152,6 +212,15 @@ mod tests {
         assert_eq!(btf.member("outer", "c"), None);
         assert_eq!(btf.member("oute", "a"), None);
         assert_eq!(btf.member("int", "a"), None);
+    }
+
+    #[test]
+    fn only_functions_of_the_kernel_itself_are_harmless() {
+        let symbols = "ffffffff81000010 T selinux_ip_output\nffffffff81000020 t smack_ip_output\n\
+                       0000000000000000 t apparmor_ip_postroute\nffffffff81000030 T selinux_ip\n\
+                       ffffffffc0000040 t smack_ip_output\t[smack]\nrubbish\n";
+        let found: Vec<_> = harmless(symbols).collect();
+        assert_eq!(found, [0xffff_ffff_8100_0010, 0xffff_ffff_8100_0020]);
     }
 
     #[test]

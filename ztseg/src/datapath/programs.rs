@@ -123,8 +123,16 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, DatapathError> {
     }
     loader.map_max_entries("USAGE", options.capacity.workloads);
     loader.override_global("DEBUG", &debug, true);
-    let offsets = layout::offsets();
-    loader.override_global("NFCT", &offsets.nfct, true);
+    let kernel_layout = layout::kernel();
+    for (name, offset) in [
+        ("NFCT", &kernel_layout.nfct),
+        ("SOCK_NET", &kernel_layout.sock_net),
+        ("NET_HOOKS4", &kernel_layout.net_hooks4),
+        ("NET_HOOKS6", &kernel_layout.net_hooks6),
+    ] {
+        loader.override_global(name, offset, true);
+    }
+    loader.override_global("HARMLESS", &kernel_layout.harmless, true);
     loader.verifier_log_level(VerifierLogLevel::STATS);
     for name in OUTER.into_iter().chain(PINNED_MAPS) {
         loader.map_pin_path(name, pins.maps().join(name));
