@@ -63,10 +63,12 @@ pub fn has_borrowed_source(skb: &Skb, sk: Sock, flow: &Flow) -> bool {
         matches!(packet.protocol, proto::TCP | proto::UDP)
     } else {
         // `IP_PKTINFO` gives a datagram any address of this host as its source. (Another port is the
-        // work of a translation.)
+        // work of a translation.) And a socket that is connected elsewhere is not found as its sender.
         packet.protocol == proto::UDP
             && sk.local_port() == packet.src_port
-            && !sk.may_send_from(&packet.src)
+            && (!sk.may_send_from(&packet.src)
+                || (sk.is_connected_udp()
+                    && !(sk.has_remote(&packet.dst) && sk.remote_port() == packet.dst_port)))
     };
     may_lie && ztseg_source_is_anothers(skb.raw, core::ptr::from_ref(flow)) != 0
 }

@@ -247,8 +247,8 @@ fn tcp_packet(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
         flow.peer = before;
         outcome = judge::<false>(skb.raw, &mut flow);
     }
-    if asks && flow.is_loopback() && outcome.verdict() == Verdict::Allow {
-        translation::ztseg_keep_sender(&raw const flow);
+    if asks && outcome.verdict() == Verdict::Allow {
+        translation::note_sender(&flow, true);
     }
     let Some(state) = SOCKETS.get(sk.raw, false) else { return outcome.verdict() };
     account(state, skb.len(), flow.is_outbound());
@@ -354,10 +354,8 @@ fn datagram(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
         return Verdict::Deny;
     }
     fragments::ztseg_remember_fragment(&raw const flow);
+    translation::note_sender(&flow, asks);
     if asks {
-        if flow.is_loopback() {
-            translation::ztseg_keep_sender(&raw const flow);
-        }
         if flow.packet.protocol == proto::UDP {
             translation::ztseg_keep_mapping(skb.raw, &raw mut flow);
         }

@@ -204,7 +204,22 @@ pub extern "C" fn ztseg_translation(skb: *mut __sk_buff, flow: *mut Flow) -> u32
     ANSWERS
 }
 
-/// Writes down whose packet it is that [`ASKS`], is allowed, and goes over loopback.
+/// Writes down whose packet it is that is allowed and goes over loopback, where it `asks`; and where
+/// another one with these ends was somebody else's, who may be gone.
+#[inline(always)]
+pub fn note_sender(flow: &Flow, asks: bool) {
+    if !flow.is_loopback() || !flow.is_outbound() {
+        return;
+    }
+    let is_anothers = || {
+        let sender = ztseg_sender(flow, 0);
+        sender != 0 && sender != flow.workload
+    };
+    if asks || is_anothers() {
+        ztseg_keep_sender(flow);
+    }
+}
+
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn ztseg_keep_sender(flow: *const Flow) -> u32 {

@@ -7,6 +7,8 @@ const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 
 const SYMBOLS: &str = "/proc/kallsyms";
+/// The modules for access control that are active.
+const LSM: &str = "/sys/kernel/security/lsm";
 
 /// Functions at netfilter's hooks of modules for access control, which never touch an address.
 /// (Those of connection tracking are mostly in modules that come and go, and their addresses with
@@ -49,7 +51,11 @@ pub fn kernel() -> Layout {
              output is judged by its packets' addresses, and answers to it may be denied"
         );
     }
-    if found.sock_net != 0 {
+    // The list of symbols is long: not where it is known that it has none of them.
+    let has_hooks = fs::read_to_string(LSM).map_or(true, |modules| {
+        ["apparmor", "selinux", "smack"].iter().any(|module| modules.contains(module))
+    });
+    if found.sock_net != 0 && has_hooks {
         let symbols = fs::read_to_string(SYMBOLS).unwrap_or_default();
         for (to, address) in found.harmless.iter_mut().zip(harmless(&symbols)) {
             *to = address;
