@@ -31,6 +31,7 @@ mod sequences;
 mod sockets;
 mod takeover;
 mod toolchain;
+mod translation;
 mod upgrade;
 mod worlds;
 
@@ -86,6 +87,7 @@ fn main() -> ExitCode {
     let mut trials: Vec<Trial> =
         tests.into_iter().map(|(name, body)| trial(name, body, &environment)).collect();
     trials.extend(matrix::tests().into_iter().map(|(name, row)| trial(name, row, &environment)));
+    trials.extend(translation::tests().into_iter().map(|(name, t)| trial(name, t, &environment)));
     let conclusion = libtest_mimic::run(&arguments, trials);
     around::clean_up();
     conclusion.exit_code()

@@ -20,7 +20,21 @@ use crate::workspace::Workspace;
 const BUSYBOX: &str = "/bin/busybox";
 
 /// Programs that tests call where the host has them; the first is one that they cannot do without.
-const PROGRAMS: [&str; 6] = ["ip", "tc", "ss", "nft", "ping", "bpftool"];
+const PROGRAMS: [&str; 10] = [
+    "ip",
+    "tc",
+    "ss",
+    "nft",
+    "iptables-nft-restore",
+    "ip6tables-nft-restore",
+    "iptables-legacy-restore",
+    "ip6tables-legacy-restore",
+    "ping",
+    "bpftool",
+];
+
+/// Where iptables has its matches and targets: shared objects that it loads by name.
+const XTABLES: &str = "/usr/lib/x86_64-linux-gnu/xtables";
 
 /// Applications that tests put ztseg between, where they are unpacked or the host has them: those
 /// that are small, for the machine keeps its files in memory, and that need little time.
@@ -57,6 +71,7 @@ pub(crate) fn with_tests(
     for file in FILES {
         tree.copy(Path::new(file), file)?;
     }
+    tree.copy(Path::new(XTABLES), XTABLES)?;
     tree.copy(&workspace.root().join("policies"), "/ztseg/policies")?;
     let loaded = modules::copy(&kernel.modules, &tree.at("/modules"))?;
     tree.write("/modules/order", &lines(&loaded))?;

@@ -10,7 +10,7 @@ use crate::toolchain::{self, Toolchain};
 use crate::workspace::Workspace;
 
 /// What the real-kernel tests call.
-const TEST_TOOLS: [&str; 1] = ["iproute2"];
+const TEST_TOOLS: [&str; 3] = ["iproute2", "nftables", "iptables"];
 
 /// What the long run calls.
 const SOAK_TOOLS: [&str; 2] = ["iproute2", "iperf3"];

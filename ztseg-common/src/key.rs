@@ -219,6 +219,23 @@ impl Place {
     }
 }
 
+/// Key of who sent what is translated on its way over loopback: the ends that its packets have when
+/// they arrive.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct SenderKey {
+    /// The sender's address.
+    pub from: Addr,
+    /// The receiver's address.
+    pub to: Addr,
+    /// The sender's port.
+    pub from_port: Port,
+    /// The receiver's port.
+    pub to_port: Port,
+    /// As in [`Place::netns_protocol`].
+    pub netns_protocol: u32,
+}
+
 const SCOPE_INTERFACE: u32 = 1 << 31;
 
 /// [`Place::scope`] of a workload: its cgroup id or interface index, with a bit to tell them apart.
@@ -238,6 +255,7 @@ const _: () = {
     assert!(size_of::<PrefixKey>() == 20);
     assert!(size_of::<FlowKey4>() == 20);
     assert!(size_of::<FlowKey6>() == 44);
+    assert!(size_of::<SenderKey>() == 40);
     assert!((OTHER_BASE + 255) as usize == PORT_SLOTS - 1);
 };
 

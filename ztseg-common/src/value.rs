@@ -211,9 +211,6 @@ pub struct PortChunk {
     pub classes: [u16; PORTS_PER_CHUNK],
 }
 
-/// Flag of [`Control`]: the agent found no address translation on output in its network namespace,
-/// so `connect` and `sendmsg` may answer early there.
-pub const CONTROL_EARLY_ANSWER: u32 = 1;
 /// Flag of [`Control`]: the cgroup programs are attached to the root of the whole hierarchy, so that
 /// they see every socket.
 pub const CONTROL_WHOLE_HIERARCHY: u32 = 2;
@@ -231,7 +228,7 @@ pub struct Control {
     pub stamp: u64,
     /// Bit n: some workload's cgroup lies n levels below the root of the cgroup hierarchy.
     pub levels: u32,
-    /// [`CONTROL_EARLY_ANSWER`], [`CONTROL_WHOLE_HIERARCHY`], [`CONTROL_FAR_INTERFACES`].
+    /// [`CONTROL_WHOLE_HIERARCHY`], [`CONTROL_FAR_INTERFACES`].
     pub flags: u32,
     /// Network namespace cookie of the agent.
     pub netns: u64,

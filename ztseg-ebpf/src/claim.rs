@@ -16,7 +16,7 @@ use crate::maps::{SOCKETS, control};
 use crate::peer::{Held, Route, route};
 use crate::skb::{COPY, Skb, Sock, ztseg_parse_socket};
 use crate::socket::LOOPBACK;
-use crate::{flows, workload};
+use crate::{flows, translation, workload};
 
 /// Whether nothing below can be amiss with a datagram of a flow that was judged: on loopback sockets
 /// are who they are, not addresses, and the kernel's copies for this host are the sender's, too.
@@ -63,10 +63,12 @@ pub fn has_borrowed_source(skb: &Skb, sk: Sock, flow: &Flow) -> bool {
         matches!(packet.protocol, proto::TCP | proto::UDP)
     } else {
         // `IP_PKTINFO` gives a datagram any address of this host as its source. (Another port is the
-        // work of a translation.)
+        // work of a translation.) And a socket that is connected elsewhere is not found as its sender.
         packet.protocol == proto::UDP
             && sk.local_port() == packet.src_port
-            && !sk.may_send_from(&packet.src)
+            && (!sk.may_send_from(&packet.src)
+                || (sk.is_connected_udp()
+                    && !(sk.has_remote(&packet.dst) && sk.remote_port() == packet.dst_port)))
     };
     may_lie && ztseg_source_is_anothers(skb.raw, core::ptr::from_ref(flow)) != 0
 }
@@ -79,7 +81,12 @@ pub extern "C" fn ztseg_source_is_anothers(skb: *mut __sk_buff, flow: *const Flo
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 1 };
     let Some(control) = control() else { return 1 };
     let (from, to) = ((flow.remote(), flow.remote_port()), (flow.local(), flow.local_port()));
-    let Some(held) = Held::lookup(skb.cast(), flow.packet.protocol, from, to) else { return 0 };
+    let Some(held) = Held::lookup(skb.cast(), flow.packet.protocol, from, to) else {
+        // What is translated on its way has ends, before and behind, that no socket has.
+        let sender = translation::ztseg_sender(flow, 0);
+        return u32::from(sender != 0 && sender != flow.workload)
+            | translation::ztseg_answers_for_another(skb, flow);
+    };
     let found = workload::of_socket(control, flow.policy(), held.sock());
     held.release();
     u32::from(found.is_none_or(|found| found.key != flow.workload))

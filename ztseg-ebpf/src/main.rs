@@ -6,6 +6,7 @@
 //! * [`flows`] are the tables, with each workload's share of them
 //! * [`judge`] decides for a flow that has no valid verdict yet
 //! * [`claim`] holds what packets say of themselves against what the kernel knows
+//! * [`translation`] tells the real ends of what this host translates
 //! * [`syscall`] gives early answers at `connect` and `sendmsg`
 //! * [`reject`] answers at TC where a rule asks for it
 //! * [`interface`] is TC; [`plain`] is the short way for packets of known flows
@@ -52,6 +53,7 @@ mod skb;
 mod socket;
 mod syscall;
 mod table;
+mod translation;
 mod turn;
 mod workload;
 

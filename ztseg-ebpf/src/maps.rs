@@ -8,7 +8,7 @@ use aya_ebpf::macros::btf_map;
 use ztseg_common::addr::Addr;
 use ztseg_common::event::Counter;
 use ztseg_common::fragments::{FragmentKey, FragmentState};
-use ztseg_common::key::{EntryKey, FlowKey4, FlowKey6, PORT_CHUNKS};
+use ztseg_common::key::{EntryKey, FlowKey4, FlowKey6, PORT_CHUNKS, SenderKey, WorkloadKey};
 use ztseg_common::shares::{Totals, Usage};
 use ztseg_common::state::{FlowState, SocketState};
 use ztseg_common::value::{Control, Entry, Fallback, Peer, PortChunk, Rule, Subject, Workload};
@@ -76,6 +76,11 @@ pub static TOTALS: Array<Totals, 1> = Array::new();
 /// Packets whose fragments are on their way.
 #[btf_map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentState, 8192> = LruHashMap::new();
+
+/// The workloads whose packets are translated on their way over loopback, so that no socket has the
+/// ends that they arrive with.
+#[btf_map]
+pub static SENDERS: LruHashMap<SenderKey, WorkloadKey, 8192> = LruHashMap::new();
 
 #[btf_map]
 pub static EVENTS: RingBuf<u8, { 1 << 20 }> = RingBuf::new();

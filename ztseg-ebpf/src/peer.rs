@@ -12,6 +12,7 @@ use ztseg_common::value::{Control, WORKLOAD_HOST_SIDE};
 use crate::flow::Flow;
 use crate::maps::{SOCKETS, control};
 use crate::skb::{LISTEN, Skb, Sock};
+use crate::translation::ztseg_sender;
 use crate::{claim, workload};
 
 /// `BPF_F_CURRENT_NETNS`
@@ -39,12 +40,24 @@ pub extern "C" fn ztseg_peer(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
     // Packets between local addresses always travel on the loopback device, and the kernel drops
     // what arrives elsewhere with a local source: only here can the peer's socket be trusted.
     if flow.is_loopback() && matches!(flow.packet.protocol, proto::TCP | proto::UDP) {
-        match local_socket(skb.cast(), control, flow) {
-            Local::Workload(w) => {
-                flow.peer = w.key;
-                flow.identity = w.workload.identity;
+        let mut local = local_socket(skb.cast(), control, flow);
+        // Who asked may have been translated on its way, so that its socket has other ends.
+        if !flow.is_initiator() && (flow.is_outbound() || !matches!(local, Local::Workload(_))) {
+            let sender = ztseg_sender(flow, u32::from(flow.is_outbound()));
+            if sender != 0 {
+                local = Local::Workload(sender);
             }
-            Local::Nobody if flow.is_outbound() => flow.identity = IDENTITY_NOBODY,
+        }
+        match local {
+            Local::Workload(key) => {
+                if let Some(workload) = policy.workload(key) {
+                    flow.peer = key;
+                    flow.identity = workload.identity;
+                }
+            }
+            Local::Nobody if flow.is_outbound() && (flow.is_initiator() || before == 0) => {
+                flow.identity = IDENTITY_NOBODY;
+            }
             // The peer's socket is gone (its last packets are still on the way): it is who it was.
             Local::Nobody if before != 0 => {
                 if let Some(w) = policy.workload(before) {
@@ -212,7 +225,7 @@ pub extern "C" fn ztseg_has_listener(skb: *mut __sk_buff, flow: *const Flow) -> 
 }
 
 enum Local {
-    Workload(workload::Found),
+    Workload(WorkloadKey),
     /// A socket outside the cgroup root, or one that did not send this.
     Stranger,
     Nobody,
@@ -238,7 +251,7 @@ fn local_socket(ctx: *mut core::ffi::c_void, control: &Control, flow: &Flow) -> 
     let sent = found.is_none_or(|w| claim::has_sent(sk.sock(), flow, w.key));
     sk.release();
     match found {
-        Some(w) if sent => Local::Workload(w),
+        Some(w) if sent => Local::Workload(w.key),
         _ => Local::Stranger,
     }
 }

@@ -4,7 +4,9 @@
 use ztseg_common::addr::{Port, proto};
 use ztseg_common::key::{FlowKey4, FlowKey6, Place};
 use ztseg_common::packet::{ethertype, tcp};
-use ztseg_common::state::{FLOW_EXPIRES, FlowState, Phase, SocketState, is_fresh, timeout_seconds};
+use ztseg_common::state::{
+    FLOW_EXPIRES, FLOW_TRANSLATED, FlowState, Phase, SocketState, is_fresh, timeout_seconds,
+};
 use ztseg_common::value::Control;
 
 use crate::denied;
@@ -38,6 +40,9 @@ pub struct Sight<'a> {
     pub netns: u32,
     pub outbound: bool,
 }
+
+/// Seconds for which the kernel keeps in mind for certain how it translates a flow.
+const TRACKED: u32 = 10;
 
 /// What is read besides the key.
 #[derive(Clone, Copy)]
@@ -268,6 +273,16 @@ fn pass(state: &mut FlowState, sight: Sight<'_>, rest: Rest) -> Answer {
         || state.phase != Phase::Established as u8
         || !is_fresh(state.last_seen, now, timeout, sight.control.hz)
         || (state.flags & FLOW_EXPIRES != 0 && Policy::of(sight.stamp).is_over(state.rule))
+    {
+        return Answer::Unknown;
+    }
+    // Whether and how it is translated is looked at again: for each packet of a flow that is, and for
+    // any that was silent for so long that the kernel may have forgotten it (its own least is 30 s).
+    if rest.protocol == proto::UDP
+        && sight.outbound
+        && sight.netns != 0
+        && (state.flags & FLOW_TRANSLATED != 0
+            || !is_fresh(state.last_seen, now, TRACKED, sight.control.hz))
     {
         return Answer::Unknown;
     }

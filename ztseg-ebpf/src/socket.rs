@@ -23,7 +23,7 @@ use crate::peer::ztseg_has_listener;
 use crate::plain::{self, Answer, Sight};
 use crate::policy::Policy;
 use crate::skb::{LISTEN, SYN_SENT, Skb, Sock};
-use crate::{claim, flows, fragments, skb, table, workload};
+use crate::{claim, flows, fragments, skb, table, translation, workload};
 
 /// Index of the loopback device in every network namespace (`LOOPBACK_IFINDEX`).
 pub const LOOPBACK: u32 = 1;
@@ -198,6 +198,8 @@ fn tcp_packet(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
         return table::unreadable(skb, &mut flow, reason);
     }
     flow.packet.protocol = proto::TCP;
+    let asks = flow.is_outbound()
+        && translation::ztseg_translation(skb.raw, &raw mut flow) == translation::ASKS;
     let Some(state) = SOCKETS.get(sk.raw, true) else {
         // No memory for the state (a workload can use up its own): every packet is judged.
         count(Counter::SocketsWithoutState);
@@ -247,6 +249,9 @@ fn tcp_packet(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
         flow.swap_role();
         flow.peer = before;
         outcome = judge::<false>(skb.raw, &mut flow);
+    }
+    if asks && outcome.verdict() == Verdict::Allow {
+        translation::note_sender(&flow, true);
     }
     let Some(state) = SOCKETS.get(sk.raw, false) else { return outcome.verdict() };
     account(state, skb.len(), flow.is_outbound());
@@ -331,7 +336,15 @@ fn datagram(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
     {
         return table::unreadable(skb, &mut flow, reason);
     }
-    if claim::has_borrowed_source(skb, sk, &flow) {
+    let mut asks = false;
+    if flow.is_outbound() {
+        let what = translation::ztseg_translation(skb.raw, &raw mut flow);
+        asks = what == translation::ASKS;
+    } else {
+        translation::answered(skb.raw, &mut flow);
+    }
+    // Another source than the socket's is the translation's work.
+    if (!asks || sk.is_raw()) && claim::has_borrowed_source(skb, sk, &flow) {
         let decision = Decision::fixed(Verdict::Deny, Reason::BorrowedSource);
         report(skb.raw, &flow, Outcome::new(&decision));
         return Verdict::Deny;
@@ -345,6 +358,13 @@ fn datagram(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
         return Verdict::Deny;
     }
     fragments::ztseg_remember_fragment(&raw const flow);
+    translation::note_sender(&flow, asks);
+    if asks {
+        if flow.packet.protocol == proto::UDP {
+            translation::ztseg_keep_mapping(skb.raw, &raw mut flow);
+        }
+        return Verdict::Allow;
+    }
     if outcome.keep()
         && flow.packet.protocol == proto::UDP
         && sk.is_connected_udp()

@@ -2,7 +2,7 @@
 //! timeout, and the event names the process.
 //!
 //! They are given only where the packet hook would deny, too: in the agent's own network namespace
-//! while nothing there translates addresses on output, for sockets whose maker is known, that are
+//! while nothing there can touch what is sent, for sockets whose maker is known, that are
 //! still used in the cgroup they were made in, and that cannot be answering. Everything else is left
 //! to the packet.
 
@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cook
 use ztseg_common::addr::{Addr, Port, proto};
 use ztseg_common::key::IDENTITY_NOBODY;
 use ztseg_common::state::SOCKET_CREATED;
-use ztseg_common::value::{CONTROL_EARLY_ANSWER, CONTROL_FAR_INTERFACES};
+use ztseg_common::value::CONTROL_FAR_INTERFACES;
 use ztseg_common::verdict::{Hook, Verdict};
 
 use crate::emit::ztseg_report_call;
@@ -21,7 +21,7 @@ use crate::maps::{self, SOCKETS};
 use crate::peer::{self, Held};
 use crate::policy::Policy;
 use crate::skb::{Sock, addr_of_words};
-use crate::{socket, workload};
+use crate::{socket, translation, workload};
 
 macro_rules! read {
     ($ctx:expr, $($field:tt)+) => {
@@ -67,9 +67,6 @@ fn note_place(ctx: *mut bpf_sock_addr) {
 #[inline(always)]
 fn early_answer(ctx: *mut bpf_sock_addr, hook: Hook) -> Verdict {
     let Some(control) = maps::control() else { return Verdict::Allow };
-    if control.flags & CONTROL_EARLY_ANSWER == 0 {
-        return Verdict::Allow;
-    }
     let protocol = read!(ctx, protocol) as u8;
     if !matches!(protocol, proto::TCP | proto::UDP) {
         return Verdict::Allow;
@@ -120,7 +117,8 @@ fn early_answer(ctx: *mut bpf_sock_addr, hook: Hook) -> Verdict {
         return Verdict::Allow;
     }
     let denial = certain_denial(ctx, &mut flow);
-    if denial != 0 {
+    // Last, since it is denied only then.
+    if denial != 0 && translation::ztseg_may_be_rewritten(ctx, u32::from(remote.is_v4())) == 0 {
         ztseg_report_call(&raw const flow, denial);
         return Verdict::Deny;
     }

@@ -10,7 +10,9 @@ use ztseg_common::event::Counter;
 use ztseg_common::key::{Place, WorkloadKey};
 use ztseg_common::packet::{Packet, SctpKind, tcp};
 use ztseg_common::shares::{Credit, SWEEP, SWEEP_OPERAND, Sweep, Totals, Usage};
-use ztseg_common::state::{FLOW_EXPIRES, FlowState, Phase, is_fresh, ticks, timeout_seconds};
+use ztseg_common::state::{
+    FLOW_EXPIRES, FLOW_MAPPING, FlowState, Phase, is_fresh, ticks, timeout_seconds,
+};
 use ztseg_common::value::Control;
 
 use self::tables::{v4, v6};
@@ -118,8 +120,14 @@ pub extern "C" fn ztseg_former_role(flow: *const Flow, former: WorkloadKey) -> u
 /// Whether the tables have the flow of a packet that `place` has sent.
 #[inline(always)]
 pub fn has(packet: &Packet, place: Place) -> bool {
-    !find(packet, true, place, false).is_null()
-        || (may_be_spilled() && !find(packet, true, place, true).is_null())
+    is_flow(find(packet, true, place, false))
+        || (may_be_spilled() && is_flow(find(packet, true, place, true)))
+}
+
+#[inline(always)]
+fn is_flow(found: *mut FlowState) -> bool {
+    // SAFETY: as in `find_fresh`.
+    unsafe { found.as_ref() }.is_some_and(|state| state.flags & FLOW_MAPPING == 0)
 }
 
 /// Who pays for an entry.
@@ -185,23 +193,33 @@ pub extern "C" fn ztseg_insert(flow: *const Flow, outcome: u64) -> u32 {
         ..FlowState::default()
     };
     state.account(flow.is_outbound(), flow.packet.length);
+    put(control, flow, &state);
+    1
+}
+
+/// Adds a mapping of a flow, under the ends that `flow` has now, or replaces what is there.
+#[inline(always)]
+pub fn keep(flow: &Flow, mapping: &FlowState) {
+    if let Some(control) = control() {
+        put(control, flow, mapping);
+    }
+}
+
+#[inline(always)]
+fn put(control: &Control, flow: &Flow, state: &FlowState) {
     let account = Account::of(flow);
     if let Some(account) = &account
         && account.admits(control, false)
     {
-        match store(flow, &state, NEW) {
-            0 => {
-                account.change(1);
-                return 1;
-            }
-            EXISTS if store(flow, &state, THERE) == 0 => return 1,
+        match store(flow, state, NEW) {
+            0 => return account.change(1),
+            EXISTS if store(flow, state, THERE) == 0 => return,
             _ => {}
         }
-    } else if store(flow, &state, THERE) == 0 {
-        return 1;
+    } else if store(flow, state, THERE) == 0 {
+        return;
     }
-    spill(flow, &state);
-    1
+    spill(flow, state);
 }
 
 /// The flag of a flow whose verdict ends with its rule.

@@ -199,12 +199,6 @@ impl<E: Enforcer> Core<E> {
         Ok(core)
     }
 
-    /// Takes note of whether the agent's network namespace may translate what its sockets send:
-    /// system calls are answered early only where it does not.
-    pub fn translation(&mut self, translates: bool) {
-        self.enforcer.set_early_answers(!translates);
-    }
-
     /// Puts a policy in force, or keeps the old one and says why.
     ///
     /// # Errors

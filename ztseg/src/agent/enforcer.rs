@@ -34,7 +34,6 @@ pub trait Enforcer: Sized {
         workload: Workload,
     ) -> Result<(), DatapathError>;
     fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError>;
-    fn set_early_answers(&mut self, on: bool);
     fn inspect(&mut self) -> Vec<Finding>;
     fn sweep(&mut self) -> Result<Swept, DatapathError>;
     fn retire_others(&mut self) -> Result<Vec<String>, DatapathError>;
@@ -83,10 +82,6 @@ impl Enforcer for Datapath {
 
     fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError> {
         Self::remove_workload(self, key)
-    }
-
-    fn set_early_answers(&mut self, on: bool) {
-        Self::set_early_answers(self, on);
     }
 
     fn inspect(&mut self) -> Vec<Finding> {

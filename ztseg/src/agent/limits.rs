@@ -54,10 +54,20 @@ const LIMITS: &[(&str, &str, &str)] = &[
     (
         "early-answer",
         "a denied connect or send fails at once (EPERM) only in the agent's own network \
-         namespace, while nothing there translates addresses on output, and beyond loopback only \
-         while no tap or veth is a workload; else the packet is dropped and the caller waits for \
-         its timeout",
+         namespace, while netfilter has nothing at its output and postrouting there, and beyond \
+         loopback only while no tap or veth is a workload; else the packet is dropped and the \
+         caller of connect waits for its timeout",
         "nothing: what is denied stays denied",
+    ),
+    (
+        "translation",
+        "where a workload's packets are translated outside of its network namespace, or behind the \
+         hook of its interface, its own end judges the address that it asks for (a service, a \
+         published port), and where somebody has translated the sender (SNAT, masquerade), the \
+         end that is asked judges the translator's; translation without connection tracking is \
+         not seen through, and answers to it may be denied",
+        "name the services' addresses at the end that asks and the workloads at the end that is \
+         asked",
     ),
     (
         "reject-at-cgroup",

@@ -16,14 +16,11 @@ use super::watch::FileWatch;
 use crate::api::types::{Applied, Origin};
 use crate::clocks::Clocks;
 use crate::discover::Discovered;
-use crate::discover::translation::translates_output;
 use crate::policy::source::Source;
 use crate::sockets::ViewRequest;
 
 /// How often the ring buffer is looked at when the kernel does not ask for it.
 const DRAIN: Duration = Duration::from_millis(100);
-/// How often the agent looks whether its network namespace translates addresses.
-const TRANSLATION: Duration = Duration::from_secs(1);
 /// How often the agent looks whether what it put into the kernel is still so: what somebody alters
 /// is noticed within a second.
 const GUARD: Duration = Duration::from_millis(500);
@@ -81,8 +78,6 @@ pub async fn run<E: Enforcer>(
     let ring = core.event_fd().ok().and_then(|fd| ring::register(fd).ok());
     let mut tick = interval(DRAIN);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut translation = interval(TRANSLATION);
-    translation.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut guard = interval(GUARD);
     guard.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut sweep = interval(SWEEP);
@@ -127,7 +122,6 @@ pub async fn run<E: Enforcer>(
                 core.follow_clocks(&Clocks::now());
             }
             _ = sweep.tick() => core.sweep(),
-            _ = translation.tick() => core.translation(translates_output()),
         }
     }
     core.drain();

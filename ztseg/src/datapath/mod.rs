@@ -12,6 +12,7 @@ mod detach;
 pub mod filters;
 mod generation;
 mod guard;
+mod layout;
 mod links;
 pub mod measure;
 mod memory;
@@ -39,7 +40,7 @@ use ztseg_common::event::{Counter, EVENT_VERSION, Event};
 use ztseg_common::key::{MAX_CGROUP_LEVEL, WorkloadKey, interface_of, scope, workload_interface};
 use ztseg_common::shares::Usage;
 use ztseg_common::value::{
-    CONTROL_EARLY_ANSWER, CONTROL_FAR_INTERFACES, CONTROL_WHOLE_HIERARCHY, Control, Rule,
+    CONTROL_FAR_INTERFACES, CONTROL_WHOLE_HIERARCHY, Control, Rule,
     WORKLOAD_HOST_SIDE, Workload, generation, slot,
 };
 
@@ -499,12 +500,6 @@ impl Datapath {
         let old = self.control.written().stamp;
         let epoch = (old & u64::from(u32::MAX)).wrapping_add(1) & u64::from(u32::MAX);
         self.control.set_stamp(old & !u64::from(u32::MAX) | epoch);
-    }
-
-    /// Lets `connect` and `sendmsg` answer early in the agent's network namespace, or not: nothing
-    /// there may translate addresses on output while it is on.
-    pub fn set_early_answers(&mut self, on: bool) {
-        self.control.set_flag(CONTROL_EARLY_ANSWER, on);
     }
 
     /// Hands out every record in the ring buffer; does not wait. Returns how many records were of

@@ -19,7 +19,7 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use super::generation::{self, OUTER};
 use super::links::{Link, Target};
 use super::sys::{self, AttachType};
-use super::{DatapathError, InterfaceSide, Options, ProgramStatus, filters, object};
+use super::{DatapathError, InterfaceSide, Options, ProgramStatus, filters, layout, object};
 
 /// The programs at the cgroup root, in the order they are attached: a socket's maker is written
 /// down before its packets are judged.
@@ -48,7 +48,7 @@ const SPILL_SHARE: u32 = 8;
 const SPILL_LEAST: u32 = 1024;
 
 /// The maps that outlive an agent, besides [`OUTER`].
-pub const PINNED_MAPS: [&str; 15] = [
+pub const PINNED_MAPS: [&str; 16] = [
     "CONTROL",
     "DECIDES",
     "PARTY",
@@ -59,6 +59,7 @@ pub const PINNED_MAPS: [&str; 15] = [
     "USAGE",
     "TOTALS",
     "FRAGMENTS",
+    "SENDERS",
     "EVENTS",
     "COUNTERS",
     "SOCKETS",
@@ -125,6 +126,16 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, DatapathError> {
     loader.map_max_entries("USAGE", options.capacity.workloads);
     loader.override_global("DEBUG", &debug, true);
     loader.override_global("BESIDE", &beside, true);
+    let kernel_layout = layout::kernel();
+    for (name, offset) in [
+        ("NFCT", &kernel_layout.nfct),
+        ("SOCK_NET", &kernel_layout.sock_net),
+        ("NET_HOOKS4", &kernel_layout.net_hooks4),
+        ("NET_HOOKS6", &kernel_layout.net_hooks6),
+    ] {
+        loader.override_global(name, offset, true);
+    }
+    loader.override_global("HARMLESS", &kernel_layout.harmless, true);
     loader.verifier_log_level(VerifierLogLevel::STATS);
     for name in OUTER.into_iter().chain(PINNED_MAPS) {
         loader.map_pin_path(name, pins.maps().join(name));

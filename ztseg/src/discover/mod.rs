@@ -1,4 +1,4 @@
-//! What is on this host: the cgroup tree, the network interfaces, and address translation.
+//! What is on this host: the cgroup tree and the network interfaces.
 //!
 //! Each watcher scans once before it returns, so that the first policy already knows every
 //! workload, and then reports changes through a bounded channel. Kernel notifications are only
@@ -9,7 +9,6 @@ pub mod interfaces;
 pub mod mounts;
 pub(crate) mod netlink;
 mod stop;
-pub mod translation;
 
 use cgroups::CgroupEvent;
 use interfaces::Interface;

@@ -25,7 +25,6 @@ pub(super) enum Call {
     Detach { index: u32 },
     Put { key: WorkloadKey, level: Option<u32> },
     Remove { key: WorkloadKey },
-    EarlyAnswers(bool),
     RetireOthers,
     DecideBesideOthers,
 }
@@ -125,10 +124,6 @@ impl Enforcer for Fake {
 
     fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError> {
         self.call(Call::Remove { key })
-    }
-
-    fn set_early_answers(&mut self, on: bool) {
-        let _ = self.call(Call::EarlyAnswers(on));
     }
 
     fn sweep(&mut self) -> Result<Swept, DatapathError> {
