@@ -24,7 +24,7 @@ const PROGRAMS: [&str; 6] = ["ip", "tc", "ss", "nft", "ping", "bpftool"];
 
 /// Applications that tests put ztseg between, where they are unpacked or the host has them: those
 /// that are small, for the machine keeps its files in memory, and that need little time.
-const APPLICATIONS: [&str; 6] = ["nsd", "nsd-control", "dig", "ping", "traceroute.db", "iperf3"];
+const APPLICATIONS: [&str; 5] = ["nsd", "nsd-control", "dig", "ping", "traceroute.db"];
 /// Where those are in the machine that are unpacked.
 const UNPACKED: &str = "/ztseg/applications";
 

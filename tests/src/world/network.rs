@@ -11,10 +11,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::patient;
 use crate::process::Place;
 
 /// Where ip(8) keeps namespaces with names.
 pub(super) const NAMESPACES: &str = "/run/netns";
+/// How long a setting may take.
+const SETTING: Duration = Duration::from_secs(10);
 /// How long the kernel may take to notice a carrier.
 const CARRIER: Duration = Duration::from_secs(10);
 
@@ -69,7 +72,7 @@ impl Namespace {
         for (name, value) in settings {
             // /proc/sys/net shows the reader's namespace.
             let process = self.place().tool(&["sysctl", name, value])?;
-            process.output(Duration::from_secs(10))?;
+            process.output(patient(SETTING))?;
         }
         Ok(())
     }
@@ -78,7 +81,7 @@ impl Namespace {
     /// does not.
     pub fn without_checksums(&self, interface: &str) -> Result<()> {
         let process = self.place().tool(&["without-checksums", interface])?;
-        process.output(Duration::from_secs(10)).map(drop)
+        process.output(patient(SETTING)).map(drop)
     }
 
     /// Waits until an interface takes part in neighbour discovery: the kernel joins the multicast
