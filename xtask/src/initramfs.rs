@@ -38,7 +38,7 @@ const XTABLES: &str = "/usr/lib/x86_64-linux-gnu/xtables";
 
 /// Applications that tests put ztseg between, where they are unpacked or the host has them: those
 /// that are small, for the machine keeps its files in memory, and that need little time.
-const APPLICATIONS: [&str; 6] = ["nsd", "nsd-control", "dig", "ping", "traceroute.db", "iperf3"];
+const APPLICATIONS: [&str; 5] = ["nsd", "nsd-control", "dig", "ping", "traceroute.db"];
 /// Where those are in the machine that are unpacked.
 const UNPACKED: &str = "/ztseg/applications";
 

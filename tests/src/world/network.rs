@@ -16,6 +16,8 @@ use crate::process::Place;
 
 /// Where ip(8) keeps namespaces with names.
 pub(super) const NAMESPACES: &str = "/run/netns";
+/// How long a setting may take.
+const SETTING: Duration = Duration::from_secs(10);
 /// How long the kernel may take to notice a carrier.
 const CARRIER: Duration = Duration::from_secs(10);
 
@@ -82,7 +84,7 @@ impl Namespace {
         for (name, value) in settings {
             // /proc/sys/net shows the reader's namespace.
             let process = self.place().tool(&["sysctl", name, value])?;
-            process.output(Duration::from_secs(10))?;
+            process.output(patient(SETTING))?;
         }
         Ok(())
     }
@@ -91,7 +93,7 @@ impl Namespace {
     /// does not.
     pub fn without_checksums(&self, interface: &str) -> Result<()> {
         let process = self.place().tool(&["without-checksums", interface])?;
-        process.output(Duration::from_secs(10)).map(drop)
+        process.output(patient(SETTING)).map(drop)
     }
 
     /// Waits until an interface takes part in neighbour discovery: the kernel joins the multicast

@@ -53,7 +53,8 @@ impl Facts {
         self.adopted.load(Ordering::Relaxed)
     }
 
-    /// How many were not, at the last look: no process shows them, or it may not be looked into.
+    /// How many that some process holds were not, at the last look: it may not be looked into, or
+    /// is in no cgroup of the tree.
     pub fn unknown(&self) -> u64 {
         self.unknown.load(Ordering::Relaxed)
     }
@@ -143,8 +144,10 @@ impl Looks {
         for namespace in &namespaces {
             match self.strangers(namespace) {
                 Ok((netns, sockets)) => {
-                    let sockets =
-                        sockets.into_iter().filter(|s| owners.owners.contains_key(&s.cgroup));
+                    // What no process holds is the kernel's own, or not accepted yet.
+                    let sockets = sockets
+                        .into_iter()
+                        .filter(|s| s.inode != 0 && owners.owners.contains_key(&s.cgroup));
                     unknown.extend(sockets.map(|socket| (socket.cookie, (netns, socket))));
                 }
                 Err(e) => {
@@ -180,8 +183,7 @@ impl Looks {
         owners: &Owners,
         unknown: &mut HashMap<u64, (u64, Stranger)>,
     ) -> (u64, usize) {
-        let inodes: HashSet<u64> =
-            unknown.values().map(|(_, socket)| socket.inode).filter(|inode| *inode != 0).collect();
+        let inodes: HashSet<u64> = unknown.values().map(|(_, socket)| socket.inode).collect();
         if inodes.is_empty() {
             return (0, 0);
         }

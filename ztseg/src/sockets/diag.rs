@@ -73,7 +73,7 @@ const INODE_AT: usize = 68;
 pub(super) struct Stranger {
     /// What `SO_COOKIE` says.
     pub(super) cookie: u64,
-    /// By which a process' descriptors show it; zero: no process has it (yet).
+    /// By which a process' descriptors show it; zero: no process holds it (yet).
     pub(super) inode: u64,
     /// The id of its cgroup; zero where the kernel does not say.
     pub(super) cgroup: u64,
