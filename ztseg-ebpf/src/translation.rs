@@ -126,8 +126,11 @@ impl Tuple {
 fn read<T>(to: &mut T, from: u64) -> bool {
     // SAFETY: the helper fills the buffer, or zeroes it and fails; it never faults.
     unsafe {
-        bpf_probe_read_kernel(core::ptr::from_mut(to).cast(), size_of::<T>() as u32, from as *const _)
-            == 0
+        bpf_probe_read_kernel(
+            core::ptr::from_mut(to).cast(),
+            size_of::<T>() as u32,
+            from as *const _,
+        ) == 0
     }
 }
 
@@ -244,8 +247,7 @@ pub extern "C" fn ztseg_keep_mapping(skb: *mut __sk_buff, flow: *mut Flow) -> u3
         state.flags |= FLOW_TRANSLATED;
     }
     let packet = &flow.packet;
-    let mapping =
-        Mapping::new((packet.src, packet.src_port), (packet.dst, packet.dst_port), now());
+    let mapping = Mapping::new((packet.src, packet.src_port), (packet.dst, packet.dst_port), now());
     if ztseg_original(skb, flow) == 0 {
         return 0;
     }

@@ -18,11 +18,7 @@ pub(super) const TESTS: &[(&str, Body)] = &[
 
 /// No interface is a workload, since early answers beyond loopback are off while one is.
 fn policy() -> String {
-    POLICY
-        .lines()
-        .filter(|line| !line.contains("vm"))
-        .collect::<Vec<_>>()
-        .join("\n")
+    POLICY.lines().filter(|line| !line.contains("vm")).collect::<Vec<_>>().join("\n")
 }
 
 fn load(translator: Translator, scene: &Scene) -> Result<()> {

@@ -54,7 +54,9 @@ fn from_elsewhere(_: &Environment) -> Result<()> {
         web.send_to(socket, (service, OPEN).into(), b"asked")?.done()?;
         ensure!(web.receive(socket)? == Said::Done(5), "v6 {v6}: what is allowed is not answered");
     }
-    agent.apply(&POLICY.replace("  allow:\n", "  allow:\n    - { name: all, from: any, to: web }\n"))?;
+    agent.apply(
+        &POLICY.replace("  allow:\n", "  allow:\n    - { name: all, from: any, to: web }\n"),
+    )?;
     let mut web = Actor::start(&scene.web)?;
     let socket = web.bound(Kind::Udp4, (world.uplink.near(false), 5001).into())?;
     let mut liar = Actor::start(&world.peer.place())?;
@@ -132,7 +134,10 @@ fn dead_client(_: &Environment) -> Result<()> {
             let socket = web.bound(kind, client)?;
             web.connect(socket, (virtual_address(1, v6), OPEN).into())?.done()?;
             web.send(socket, b"asked")?.done()?;
-            ensure!(web.receive(socket)? == Said::Done(5), "v6 {v6}: what is allowed is not answered");
+            ensure!(
+                web.receive(socket)? == Said::Done(5),
+                "v6 {v6}: what is allowed is not answered"
+            );
             web.close(socket)
         };
         ask()?;

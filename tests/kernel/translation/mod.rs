@@ -18,8 +18,7 @@ use crate::environment::Environment;
 
 use self::translator::Translator;
 
-const TESTS: &[&[(&str, Body)]] =
-    &[early::TESTS, flows::TESTS, forged::TESTS, interfaces::TESTS];
+const TESTS: &[&[(&str, Body)]] = &[early::TESTS, flows::TESTS, forged::TESTS, interfaces::TESTS];
 
 /// The tests of this folder: some once, the others once for each tool.
 pub(crate) fn tests() -> Vec<(String, impl FnOnce(&Environment) -> anyhow::Result<()> + Send)> {

@@ -62,10 +62,8 @@ fn published(translator: Translator, shop: &str) -> Result<()> {
     let web = world.workload("/web")?;
     let mut listen = Vec::new();
     for (v6, from) in [(false, "198.51.100.0/28"), (true, "2001:db8:2::/64")] {
-        let ports = [OPEN, CLOSED].map(|port| Published {
-            port,
-            container: (world.tap.far(v6), port - OFFSET).into(),
-        });
+        let ports = [OPEN, CLOSED]
+            .map(|port| Published { port, container: (world.tap.far(v6), port - OFFSET).into() });
         for published in ports {
             listen.extend([Listen::Tcp(published.container), Listen::Udp(published.container)]);
         }

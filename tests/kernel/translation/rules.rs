@@ -63,7 +63,10 @@ fn kube_iptables(services: &[Service]) -> String {
                 let chance = if left == 1 {
                     String::new()
                 } else {
-                    format!(" -m statistic --mode random --probability {:.10}", 1.0 / f64::from(u32::try_from(left).unwrap_or(1)))
+                    format!(
+                        " -m statistic --mode random --probability {:.10}",
+                        1.0 / f64::from(u32::try_from(left).unwrap_or(1))
+                    )
                 };
                 let _ = writeln!(
                     rules,

@@ -194,12 +194,14 @@ mod tests {
 
     /// `int`; a structure without a name { int b }; `outer` { int a; <it> }.
     fn types() -> Vec<u8> {
-        words(&[
-            [1, 1 << 24, 4, 32].as_slice(),
-            &[0, 4 << 24 | 1, 4, 7, 1, 0],
-            &[9, 4 << 24 | 2, 12, 5, 1, 0, 0, 2, 64],
-        ]
-        .concat())
+        words(
+            &[
+                [1, 1 << 24, 4, 32].as_slice(),
+                &[0, 4 << 24 | 1, 4, 7, 1, 0],
+                &[9, 4 << 24 | 2, 12, 5, 1, 0, 0, 2, 64],
+            ]
+            .concat(),
+        )
     }
 
     fn btf(types: &[u8]) -> Vec<u8> {

@@ -38,8 +38,8 @@ use ztseg_common::event::{Counter, EVENT_VERSION, Event};
 use ztseg_common::key::{MAX_CGROUP_LEVEL, WorkloadKey, interface_of, scope, workload_interface};
 use ztseg_common::shares::Usage;
 use ztseg_common::value::{
-    CONTROL_FAR_INTERFACES, CONTROL_WHOLE_HIERARCHY, Control, Rule,
-    WORKLOAD_HOST_SIDE, Workload, generation, slot,
+    CONTROL_FAR_INTERFACES, CONTROL_WHOLE_HIERARCHY, Control, Rule, WORKLOAD_HOST_SIDE, Workload,
+    generation, slot,
 };
 
 use self::control::ControlWord;
