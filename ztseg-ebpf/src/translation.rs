@@ -229,10 +229,12 @@ pub extern "C" fn ztseg_keep_sender(flow: *const Flow) -> u32 {
     // SAFETY: the verifier checks that the caller's flow is memory of this size.
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
     let mut key = sender_key(&flow.packet, flow.netns);
-    let _ = SENDERS.insert(&key, &flow.workload, 0);
+    // Kernels before 6.2 take no map value from an argument's memory.
+    let workload = flow.workload;
+    let _ = SENDERS.insert(&key, &workload, 0);
     // For a receiver that is older than the agent, whose network namespace is not known.
     key.netns_protocol = sender_key(&flow.packet, 0).netns_protocol;
-    u32::from(SENDERS.insert(&key, &flow.workload, 0).is_ok())
+    u32::from(SENDERS.insert(&key, &workload, 0).is_ok())
 }
 
 /// Keeps what an answer needs to be known, of a datagram that [`ASKS`] and is allowed.

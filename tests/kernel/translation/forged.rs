@@ -2,14 +2,13 @@
 //! that is translated.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use ztseg_tests::actor::forge;
 use ztseg_tests::actor::{Actor, Kind, Said, Set};
 use ztseg_tests::agent::Agent;
 use ztseg_tests::traffic::Listen;
-use ztseg_tests::world::patient;
 
 use super::Translator;
 use super::services::{CLOSED, OPEN, POLICY, Scene, backend_port, virtual_address};
@@ -99,27 +98,21 @@ fn over_loopback(_: &Environment) -> Result<()> {
     agent.stop()
 }
 
-/// Lets the kernel forget quickly how it has translated datagrams.
+/// After which the kernel has forgotten how it has translated datagrams, where it was told to be quick.
+const FORGOTTEN: Duration = Duration::from_secs(1);
+
+/// Tells it.
 fn forget_soon(scene: &Scene) -> Result<()> {
-    let host = &scene.world.host;
-    host.set(&[
-        ("netfilter/nf_conntrack_udp_timeout", "1"),
-        ("netfilter/nf_conntrack_udp_timeout_stream", "1"),
+    let seconds = FORGOTTEN.as_secs().to_string();
+    scene.world.host.set(&[
+        ("netfilter/nf_conntrack_udp_timeout", &seconds),
+        ("netfilter/nf_conntrack_udp_timeout_stream", &seconds),
     ])
 }
 
-/// Waits until it has.
-fn forgotten(scene: &Scene) -> Result<()> {
-    let deadline = Instant::now() + patient(Duration::from_secs(60));
-    loop {
-        let count = ["/proc/sys/net/netfilter/nf_conntrack_count"];
-        let process = scene.world.host.place().spawn("cat", &count)?;
-        if process.output(patient(Duration::from_secs(10)))?.trim() == "0" {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "the kernel does not forget its connections");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+/// Waits until it has: it takes no entry for one whose time is over (`nf_ct_is_expired`).
+fn forget() {
+    std::thread::sleep(FORGOTTEN * 2);
 }
 
 /// Another workload takes the ends that a translated client has had at `db`, from a socket that no
@@ -148,14 +141,14 @@ fn dead_client(_: &Environment) -> Result<()> {
             web.close(socket)
         };
         ask()?;
-        forgotten(&scene)?;
+        forget();
         let before = servers[0].counts()?[&heard];
         let mut other = Actor::start(&world.workload("/other")?)?;
         let socket = other.bound(kind, client)?;
         other.connect(socket, (world.uplink.far(v6), 9).into())?.done()?;
         other.send_to(socket, db, b"forged")?;
         other.close(socket)?;
-        forgotten(&scene)?;
+        forget();
         // What comes after it has arrived, so it would have.
         ask()?;
         let after = servers[0].counts()?[&heard];
@@ -181,7 +174,7 @@ fn dead_answer(_: &Environment) -> Result<()> {
         let socket = web.bound(kind, client)?;
         web.send_to(socket, service, b"asked")?.done()?;
         ensure!(web.receive(socket)? == Said::Done(5), "v6 {v6}: what is allowed is not answered");
-        forgotten(&scene)?;
+        forget();
         let mut other = Actor::start(&world.workload("/other")?)?;
         let forged = other.bound(kind, service)?;
         other.connect(forged, (world.uplink.far(v6), 9).into())?.done()?;
