@@ -183,6 +183,7 @@ pub struct Mapping {
 
 impl Mapping {
     /// Of the ends behind the translation, seen at `now`.
+    #[expect(clippy::many_single_char_names, reason = "the octets of an address")]
     #[inline(always)]
     pub const fn new(local: (Addr, Port), remote: (Addr, Port), now: u32) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = local.0.octets;
@@ -215,6 +216,7 @@ impl Mapping {
     }
 
     /// The subject's address behind the translation.
+    #[expect(clippy::many_single_char_names, reason = "the octets of an address")]
     #[inline(always)]
     pub const fn local(&self) -> Addr {
         let [a, b, c, d, e, f, g, h] = self.local_high;

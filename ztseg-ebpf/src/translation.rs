@@ -454,10 +454,9 @@ fn are_harmless(entries: u64) -> bool {
 #[inline(always)]
 fn is_harmless(function: u64) -> bool {
     let mut known = false;
-    for index in 0..HARMLESS_HOOKS {
-        // SAFETY: as in `nfct_offset`; the index is within the array.
-        let harmless = unsafe { core::ptr::read_volatile(&raw const HARMLESS[index]) };
-        known |= harmless == function;
+    for harmless in &HARMLESS {
+        // SAFETY: as in `nfct_offset`.
+        known |= unsafe { core::ptr::read_volatile(harmless) } == function;
     }
     known && function != 0
 }

@@ -20,10 +20,14 @@ use self::translator::Translator;
 
 const TESTS: &[&[(&str, Body)]] = &[early::TESTS, flows::TESTS, forged::TESTS, interfaces::TESTS];
 
+/// The body of a test that is done by each tool.
+type ByTool = fn(Translator) -> anyhow::Result<()>;
+/// The body of a test, with its tool in it.
+type Bound = Box<dyn FnOnce(&Environment) -> anyhow::Result<()> + Send>;
+
 /// The tests of this folder: some once, the others once for each tool.
-pub(crate) fn tests() -> Vec<(String, impl FnOnce(&Environment) -> anyhow::Result<()> + Send)> {
-    let mut tests: Vec<(String, Box<dyn FnOnce(&Environment) -> anyhow::Result<()> + Send>)> =
-        Vec::new();
+pub(crate) fn tests() -> Vec<(String, Bound)> {
+    let mut tests: Vec<(String, Bound)> = Vec::new();
     for (name, body) in TESTS.iter().copied().flatten().copied() {
         tests.push((name.to_owned(), Box::new(body)));
     }

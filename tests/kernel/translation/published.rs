@@ -8,11 +8,11 @@ use ztseg_tests::process::Place;
 use ztseg_tests::traffic::{Listen, Outcome, Server};
 use ztseg_tests::world::World;
 
-use super::Translator;
 use super::rules::{Published, docker};
 use super::services::{ASKS, ask};
+use super::{ByTool, Translator};
 
-pub(super) const TESTS: &[(&str, fn(Translator) -> Result<()>)] = &[
+pub(super) const TESTS: &[(&str, ByTool)] = &[
     ("translation::a_published_port_of_a_cgroup_is_the_containers", |translator| {
         published(translator, "cgroup: /shop")
     }),

@@ -8,10 +8,10 @@ use ztseg_tests::process::Place;
 use ztseg_tests::traffic::{Ask, Listen, Outcome, Probe, Server};
 use ztseg_tests::world::World;
 
-use super::Translator;
 use super::rules::{Service, kube_proxy};
+use super::{ByTool, Translator};
 
-pub(super) const TESTS: &[(&str, fn(Translator) -> Result<()>)] =
+pub(super) const TESTS: &[(&str, ByTool)] =
     &[("translation::a_service_is_judged_by_who_answers", judged)];
 
 /// Who asks, and how.
