@@ -236,6 +236,10 @@ pub struct SenderKey {
     pub netns_protocol: u32,
 }
 
+/// In the place of UDP in a [`Place`]: under this key is a [`crate::state::Mapping`], and no flow; the
+/// two may have the same ends. (255 is reserved by IANA.)
+pub const MAPPED_UDP: u8 = 255;
+
 const SCOPE_INTERFACE: u32 = 1 << 31;
 
 /// [`Place::scope`] of a workload: its cgroup id or interface index, with a bit to tell them apart.

@@ -154,8 +154,9 @@ pub const FLOW_TRANSLATED: u8 = 8;
 /// Flag of [`FlowState`]: it is no flow, but a [`Mapping`].
 pub const FLOW_MAPPING: u8 = 16;
 
-/// In the flow table in place of a flow: under the ends that the subject's socket knows, those that
-/// its packets have behind this host's translation. Under these the flow itself is in the table.
+/// In the flow table beside the flows, under [`crate::key::MAPPED_UDP`]: for the ends that the
+/// subject's socket knows, those that its packets have behind this host's translation. Under these the
+/// flow itself is in the table.
 ///
 /// It lies over a [`FlowState`], so that it is swept, and counted in its workload's share, like one:
 /// its stamp is zero, and the time and the phase are where they are in a flow.
@@ -290,7 +291,7 @@ pub const fn timeout_seconds(protocol: u8, phase: u8) -> u32 {
             Some(Phase::Answered) => 60,
             Some(Phase::Opening | Phase::Closing) | None => 120,
         },
-        crate::addr::proto::UDP => 180,
+        crate::addr::proto::UDP | crate::key::MAPPED_UDP => 180,
         crate::addr::proto::SCTP => match Phase::from_u8(phase) {
             Some(Phase::Established) => 210,
             Some(Phase::Opening | Phase::Answered | Phase::Closing) | None => 60,

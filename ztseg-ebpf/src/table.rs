@@ -6,7 +6,7 @@ use ztseg_common::addr::proto;
 use ztseg_common::eval::{Decision, Lookup};
 use ztseg_common::key::{IDENTITY_NOBODY, Place, WorkloadKey};
 use ztseg_common::packet::{IcmpKind, Packet, Reader, SctpKind, tcp};
-use ztseg_common::state::{Chunk, FLOW_EXPIRES, FLOW_MAPPING, FlowState, Phase, Segment, Step};
+use ztseg_common::state::{Chunk, FLOW_EXPIRES, FlowState, Phase, Segment, Step};
 use ztseg_common::value::{Control, Isolation};
 use ztseg_common::verdict::{Direction, Reason, Verdict};
 
@@ -26,10 +26,7 @@ pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there
     let Some(control) = control() else { return Outcome::once(Verdict::Deny) };
     // A flow that the table has; not one that a SYN opens anew between the same ends.
     let mut goes_on = false;
-    if there
-        && let Some(known) = flows::fresh(&flow.packet, flow.is_outbound(), place(flow))
-        && (INTERFACE || known.state.flags & FLOW_MAPPING == 0)
-    {
+    if there && let Some(known) = flows::fresh(&flow.packet, flow.is_outbound(), place(flow)) {
         let Known { state, spilled } = known;
         let was_closing = state.phase == Phase::Closing as u8;
         goes_on = step(skb, flow, state) == Step::Continue;

@@ -17,7 +17,7 @@
 use aya_ebpf::bindings::{__sk_buff, bpf_sock_addr};
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use ztseg_common::addr::{Addr, Port, proto};
-use ztseg_common::key::{Place, SenderKey, WorkloadKey};
+use ztseg_common::key::{MAPPED_UDP, Place, SenderKey, WorkloadKey};
 use ztseg_common::packet::Packet;
 use ztseg_common::state::{FLOW_TRANSLATED, Mapping};
 
@@ -251,6 +251,12 @@ pub extern "C" fn ztseg_keep_mapping(skb: *mut __sk_buff, flow: *mut Flow) -> u3
     if ztseg_original(skb, flow) == 0 {
         return 0;
     }
+    // A flow of a time when nobody translated it; not that of another service's, which these ends
+    // may be, too.
+    if flows::again(flow).is_some_and(|state| state.flags & FLOW_TRANSLATED == 0) {
+        flows::ztseg_remove(flow);
+    }
+    flow.packet.protocol = MAPPED_UDP;
     flows::keep(flow, mapping.as_entry());
     1
 }
@@ -292,8 +298,15 @@ pub fn answered(skb: *mut __sk_buff, flow: &mut Flow) {
 pub extern "C" fn ztseg_is_mapped(flow: *const Flow) -> u32 {
     // SAFETY: the verifier checks that the caller's flow is memory of this size.
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
-    let known = flows::fresh(&flow.packet, false, place(flow));
-    u32::from(known.is_some_and(|known| Mapping::of(known.state).is_some()))
+    // Who is asked directly answers directly.
+    let is_mapped = flows::fresh(&flow.packet, false, place(flow)).is_none()
+        && flows::fresh(&flow.packet, false, mapped(flow.workload, flow.netns)).is_some();
+    u32::from(is_mapped)
+}
+
+#[inline(always)]
+fn mapped(workload: WorkloadKey, netns: u32) -> Place {
+    Place::new(workload, netns, MAPPED_UDP)
 }
 
 #[unsafe(no_mangle)]
@@ -301,9 +314,10 @@ pub extern "C" fn ztseg_is_mapped(flow: *const Flow) -> u32 {
 pub extern "C" fn ztseg_answered(flow: *mut Flow) -> u32 {
     // SAFETY: the verifier checks that the caller's flow is memory of this size.
     let Some(flow) = (unsafe { flow.as_mut() }) else { return 0 };
-    let Some(state) = flows::again(flow) else { return 0 };
-    state.last_seen = now();
-    let Some(&mapping) = Mapping::of(state) else { return 0 };
+    let place = mapped(flow.workload, flow.netns);
+    let Some(known) = flows::fresh(&flow.packet, false, place) else { return 0 };
+    known.state.last_seen = now();
+    let Some(&mapping) = Mapping::of(known.state) else { return 0 };
     let packet = &mut flow.packet;
     let (src, dst, ports) = (packet.src, packet.dst, (packet.src_port, packet.dst_port));
     packet.src = mapping.remote;
@@ -355,9 +369,7 @@ pub extern "C" fn ztseg_answers_for_another(skb: *mut __sk_buff, flow: *const Fl
     if found.key == flow.workload {
         return 0;
     }
-    let place = Place::new(found.key, netns, proto::UDP);
-    let known = flows::fresh(&flow.packet, false, place);
-    u32::from(known.is_some_and(|known| Mapping::of(known.state).is_some()))
+    u32::from(flows::fresh(&flow.packet, false, mapped(found.key, netns)).is_some())
 }
 
 #[inline(always)]

@@ -142,8 +142,10 @@ fn several(_: &Environment) -> Result<()> {
         let socket = actor.socket(if v6 { Kind::Udp6 } else { Kind::Udp4 })?;
         let mut targets: Vec<SocketAddr> =
             [1, 2, 3].map(|n| (virtual_address(n, v6), OPEN).into()).to_vec();
-        // One without translation.
-        targets.push((scene.world.uplink.far(v6), backend_port(OPEN)).into());
+        // Without translation, both backends of the last one: whichever of them answers, the kernel
+        // has to give one flow another source.
+        let far = scene.backends("far", v6).into_iter();
+        targets.extend(far.map(|backend| SocketAddr::from((backend, backend_port(OPEN)))));
         for round in 0..2 {
             for to in &targets {
                 actor.send_to(socket, *to, b"one")?.done()?;

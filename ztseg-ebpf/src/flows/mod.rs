@@ -10,9 +10,7 @@ use ztseg_common::event::Counter;
 use ztseg_common::key::{Place, WorkloadKey};
 use ztseg_common::packet::{Packet, SctpKind, tcp};
 use ztseg_common::shares::{Credit, SWEEP, SWEEP_OPERAND, Sweep, Totals, Usage};
-use ztseg_common::state::{
-    FLOW_EXPIRES, FLOW_MAPPING, FlowState, Phase, is_fresh, ticks, timeout_seconds,
-};
+use ztseg_common::state::{FLOW_EXPIRES, FlowState, Phase, is_fresh, ticks, timeout_seconds};
 use ztseg_common::value::Control;
 
 use self::tables::{v4, v6};
@@ -120,14 +118,8 @@ pub extern "C" fn ztseg_former_role(flow: *const Flow, former: WorkloadKey) -> u
 /// Whether the tables have the flow of a packet that `place` has sent.
 #[inline(always)]
 pub fn has(packet: &Packet, place: Place) -> bool {
-    is_flow(find(packet, true, place, false))
-        || (may_be_spilled() && is_flow(find(packet, true, place, true)))
-}
-
-#[inline(always)]
-fn is_flow(found: *mut FlowState) -> bool {
-    // SAFETY: as in `find_fresh`.
-    unsafe { found.as_ref() }.is_some_and(|state| state.flags & FLOW_MAPPING == 0)
+    !find(packet, true, place, false).is_null()
+        || (may_be_spilled() && !find(packet, true, place, true).is_null())
 }
 
 /// Who pays for an entry.
