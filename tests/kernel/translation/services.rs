@@ -147,9 +147,7 @@ impl Scene {
 }
 
 pub(super) fn ask(ask: Ask, from: &Place, to: SocketAddr) -> Result<Outcome> {
-    let report = Probe::new(ask, to).run(from)?;
-    println!("{ask:?} to {to}: {report:?}");
-    Ok(report.outcome)
+    Ok(Probe::new(ask, to).run(from)?.outcome)
 }
 
 fn judged(translator: Translator) -> Result<()> {
