@@ -66,11 +66,16 @@ pub fn has_borrowed_source(skb: &Skb, sk: Sock, flow: &Flow) -> bool {
         // work of a translation.) And a socket that is connected elsewhere is not found as its sender.
         packet.protocol == proto::UDP
             && sk.local_port() == packet.src_port
-            && (!sk.may_send_from(&packet.src)
-                || (sk.is_connected_udp()
-                    && !(sk.has_remote(&packet.dst) && sk.remote_port() == packet.dst_port)))
+            && (!sk.may_send_from(&packet.src) || is_connected_elsewhere(sk, packet))
     };
     may_lie && ztseg_source_is_anothers(skb.raw, core::ptr::from_ref(flow)) != 0
+}
+
+/// Whether a datagram goes elsewhere than its socket is connected to: then nobody who looks for its
+/// sender finds that socket.
+#[inline(always)]
+pub fn is_connected_elsewhere(sk: Sock, packet: &Packet) -> bool {
+    sk.is_connected_udp() && !(sk.has_remote(&packet.dst) && sk.remote_port() == packet.dst_port)
 }
 
 /// Whether a packet that arrives for the source of this one would arrive at another workload.
@@ -105,7 +110,11 @@ pub extern "C" fn ztseg_peer_changed(
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 1 };
     let Some(control) = control() else { return 1 };
     let (from, to) = ((flow.local(), flow.local_port()), (flow.remote(), flow.remote_port()));
-    let Some(held) = Held::lookup(skb.cast(), flow.packet.protocol, from, to) else { return 0 };
+    let Some(held) = Held::lookup(skb.cast(), flow.packet.protocol, from, to) else {
+        // Its last packets are on the way; or it is another's, whose socket is connected elsewhere.
+        let sender = if flow.is_outbound() { 0 } else { translation::ztseg_sender(flow, 0) };
+        return u32::from(sender != 0 && sender != peer);
+    };
     let found = workload::of_socket(control, flow.policy(), held.sock());
     held.release();
     u32::from(found.map_or(0, |found| found.key) != peer)

@@ -42,7 +42,13 @@ pub extern "C" fn ztseg_peer(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
     if flow.is_loopback() && matches!(flow.packet.protocol, proto::TCP | proto::UDP) {
         let mut local = local_socket(skb.cast(), control, flow);
         // Who asked may have been translated on its way, so that its socket has other ends.
-        if !flow.is_initiator() && (flow.is_outbound() || !matches!(local, Local::Workload(_))) {
+        // And who sent this may have a socket that is connected elsewhere.
+        let may_be_noted = if flow.is_outbound() {
+            !flow.is_initiator()
+        } else {
+            !matches!(local, Local::Workload(_))
+        };
+        if may_be_noted {
             let sender = ztseg_sender(flow, u32::from(flow.is_outbound()));
             if sender != 0 {
                 local = Local::Workload(sender);

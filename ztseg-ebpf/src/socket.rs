@@ -358,7 +358,8 @@ fn datagram(skb: &Skb, sk: Sock, hook: Hook, stamp: u64) -> Verdict {
         return Verdict::Deny;
     }
     fragments::ztseg_remember_fragment(&raw const flow);
-    translation::note_sender(&flow, asks);
+    let hidden = asks || claim::is_connected_elsewhere(sk, &flow.packet);
+    translation::note_sender(&flow, hidden);
     if asks {
         if flow.packet.protocol == proto::UDP {
             translation::ztseg_keep_mapping(skb.raw, &raw mut flow);

@@ -207,10 +207,11 @@ pub extern "C" fn ztseg_translation(skb: *mut __sk_buff, flow: *mut Flow) -> u32
     ANSWERS
 }
 
-/// Writes down whose packet it is that is allowed and goes over loopback, where it `asks`; and where
-/// another one with these ends was somebody else's, who may be gone.
+/// Writes down whose packet it is that is allowed and goes over loopback, where its socket is `hidden`
+/// from who looks for one with its ends: they are translated, or it is connected elsewhere. And where
+/// another packet with these ends was somebody else's, who may be gone.
 #[inline(always)]
-pub fn note_sender(flow: &Flow, asks: bool) {
+pub fn note_sender(flow: &Flow, hidden: bool) {
     if !flow.is_loopback() || !flow.is_outbound() {
         return;
     }
@@ -218,7 +219,7 @@ pub fn note_sender(flow: &Flow, asks: bool) {
         let sender = ztseg_sender(flow, 0);
         sender != 0 && sender != flow.workload
     };
-    if asks || is_anothers() {
+    if hidden || is_anothers() {
         ztseg_keep_sender(flow);
     }
 }
@@ -383,8 +384,8 @@ fn sender_key(packet: &Packet, netns: u32) -> SenderKey {
     }
 }
 
-/// Who sends what is translated on its way over loopback and has these ends, or receives its answers
-/// where `answers`; zero for nobody. A function of its own for its stack frame.
+/// Who sends what has these ends over loopback from a socket that is hidden ([`note_sender`]), or
+/// receives its answers where `answers`; zero for nobody. A function of its own for its stack frame.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn ztseg_sender(flow: *const Flow, answers: u32) -> WorkloadKey {

@@ -27,6 +27,8 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
 const WEBS: u16 = 5000;
 /// `db`'s, where only `web` may ask, and may ask only `db`.
 const ALLOWED: u16 = 3000;
+/// Nobody's.
+const ELSEWHERE: u16 = 9;
 const RAW: u8 = 255;
 
 /// Three workloads on one loopback device.
@@ -197,27 +199,31 @@ fn dead_client(_: &Environment) -> Result<()> {
 /// Right after `db`, `other` has its port: it is not told what `web` has for `db`, nor does it
 /// answer.
 fn dead_server(_: &Environment) -> Result<()> {
-    for v6 in [false, true] {
-        for connected in [false, true] {
-            let mut stage = Stage::new()?;
-            let server = stage.server(v6)?;
-            let webs = stage.web.bound(udp(v6), to(v6, WEBS))?;
-            if connected {
-                stage.web.connect(webs, to(v6, ALLOWED))?.done()?;
-            }
-            stage.control(server, webs, v6)?;
-            stage.db.send_to(server, to(v6, WEBS), b"answer")?.done()?;
-            ensure!(stage.web.receive(webs)?.is_done(), "the answer did not arrive");
-            stage.db.close(server)?;
-            let others = stage.other.bound(udp(v6), to(v6, ALLOWED))?;
-            let before = stage.dropped()?;
-            stage.web.send_to(webs, to(v6, ALLOWED), b"secret")?;
-            ensure!(!stage.other.receive(others)?.is_done(), "another was told");
-            stage.other.send_to(others, to(v6, WEBS), b"wrong answer")?;
-            ensure!(!stage.web.receive(webs)?.is_done(), "another answered");
-            ensure!(stage.dropped()? > before, "nothing was counted as denied");
-            stage.agent.stop()?;
+    let cases = [false, true].map(|v6| [(v6, false, false), (v6, true, false), (v6, false, true)]);
+    // `elsewhere`: from a socket that nobody finds, since it is connected to somebody else.
+    for (v6, connected, elsewhere) in cases.concat() {
+        let mut stage = Stage::new()?;
+        let server = stage.server(v6)?;
+        let webs = stage.web.bound(udp(v6), to(v6, WEBS))?;
+        if connected {
+            stage.web.connect(webs, to(v6, ALLOWED))?.done()?;
         }
+        stage.control(server, webs, v6)?;
+        stage.db.send_to(server, to(v6, WEBS), b"answer")?.done()?;
+        ensure!(stage.web.receive(webs)?.is_done(), "the answer did not arrive");
+        stage.db.close(server)?;
+        let others = stage.other.bound(udp(v6), to(v6, ALLOWED))?;
+        if elsewhere {
+            stage.other.connect(others, to(v6, ELSEWHERE))?.done()?;
+        }
+        let before = stage.dropped()?;
+        stage.web.send_to(webs, to(v6, ALLOWED), b"secret")?;
+        ensure!(!stage.other.receive(others)?.is_done(), "another was told");
+        stage.other.send_to(others, to(v6, WEBS), b"wrong answer")?;
+        let what = format!("v6: {v6}, connected: {connected}, elsewhere: {elsewhere}");
+        ensure!(!stage.web.receive(webs)?.is_done(), "another answered, {what}");
+        ensure!(stage.dropped()? > before, "nothing was counted as denied, {what}");
+        stage.agent.stop()?;
     }
     Ok(())
 }
