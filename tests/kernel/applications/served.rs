@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ztseg_tests::application::Application;
@@ -81,7 +82,7 @@ pub(super) fn only_where_allowed<S: Server>(
     }
     scene.enforce(&policy(""))?;
     let before =
-        servers.iter_mut().map(|(_, server)| server.asked()).collect::<Result<Vec<_>>>()?;
+        servers.iter_mut().map(|(_, server)| settled(server)).collect::<Result<Vec<_>>>()?;
     ensure!(before.iter().all(|asked| *asked > 0), "a server that nobody asked: {before:?}");
     denied(scene, &ways)?;
     let after = servers.iter_mut().map(|(_, server)| server.asked()).collect::<Result<Vec<_>>>()?;
@@ -95,14 +96,43 @@ pub(super) fn only_where_allowed<S: Server>(
                 let before = server.asked()?;
                 ask.run(&scene.place(from)?, address)
                     .with_context(|| format!("allowed, {from:?} to {to:?}; {}", scene.denials()))?;
-                ensure!(server.asked()? > before, "the server was not asked");
+                wait_for_one_more(server, before)?;
             }
-            let asked = server.asked()?;
+            let asked = settled(server)?;
             denied(scene, &others)?;
             ensure!(server.asked()? == asked, "asked by somebody else than {client:?}");
         }
     }
     Ok(())
+}
+
+/// How long a server may take to say what it has done.
+const WORD: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Waits until the server says that it was asked more often than `before`: a client may be done first.
+fn wait_for_one_more(server: &mut impl Server, before: u64) -> Result<()> {
+    let deadline = Instant::now() + patient(WORD);
+    while server.asked()? <= before {
+        ensure!(Instant::now() < deadline, "the server was not asked");
+        thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
+/// How often the server was asked, when it has nothing more to say of it.
+fn settled(server: &mut impl Server) -> Result<u64> {
+    let deadline = Instant::now() + patient(WORD);
+    let mut asked = server.asked()?;
+    loop {
+        thread::sleep(PAUSE);
+        let now = server.asked()?;
+        if now == asked {
+            return Ok(now);
+        }
+        asked = now;
+        ensure!(Instant::now() < deadline, "the server goes on to be asked: {asked} times");
+    }
 }
 
 /// Every client to every server, both families.
