@@ -132,6 +132,7 @@ fn main() -> ExitCode {
 }
 
 fn bench(cli: &Cli) -> Result<()> {
+    let _bpffs = ztseg_tests::world::Bpffs::as_found();
     ensure!(
         !ztseg::datapath::object::bytes().is_empty(),
         "built without the kernel programs; run this with `cargo xtask bench`"

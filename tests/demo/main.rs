@@ -65,6 +65,7 @@ How to go on:
 
 /// The whole demo. When it returns, its world is gone.
 fn demo(stay: bool) -> Result<()> {
+    let _bpffs = ztseg_tests::world::Bpffs::as_found();
     ensure!(
         nix::unistd::geteuid().is_root(),
         "it needs root, to load BPF programs and to make cgroups and network namespaces"

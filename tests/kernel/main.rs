@@ -48,6 +48,7 @@ fn main() -> ExitCode {
     if let Some(status) = ztseg_tests::tool::dispatch() {
         return status;
     }
+    let bpffs = ztseg_tests::world::Bpffs::as_found();
     let arguments = Arguments::from_args();
     let environment = Environment::here();
     if !arguments.list {
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
     trials.extend(translation::tests().into_iter().map(|(name, t)| trial(name, t, &environment)));
     let conclusion = libtest_mimic::run(&arguments, trials);
     around::clean_up();
+    drop(bpffs);
     conclusion.exit_code()
 }
 

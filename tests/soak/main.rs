@@ -57,6 +57,7 @@ fn main() -> ExitCode {
     if let Some(status) = ztseg_tests::tool::dispatch() {
         return status;
     }
+    let _bpffs = ztseg_tests::world::Bpffs::as_found();
     match soak(&Cli::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

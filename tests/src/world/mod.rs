@@ -8,6 +8,7 @@
 //! The agent and the cgroup workloads live in `host`, which forwards between the other two. No
 //! world touches the machine's own network namespace or the root of its cgroup tree.
 
+mod bpffs;
 mod cgroup;
 mod leftovers;
 mod network;
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+pub use self::bpffs::Bpffs;
 pub use self::network::{Link, Namespace};
 use crate::process::Place;
 
