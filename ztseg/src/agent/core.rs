@@ -1,6 +1,8 @@
 //! The agent's state, and what may happen to it. No tasks, no channels: the loop in
 //! [`super::run`] calls it, and so do the tests.
 
+mod apply;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,11 +14,10 @@ use ztseg_common::key::{WorkloadKey, interface_of};
 use super::boot::First;
 use super::enforcer::Enforcer;
 use super::lastgood::LastGood;
-use super::prepare::{self, Prepared};
+use super::prepare;
 use super::security::Security;
-use super::sources::PolicyFiles;
 use super::telling::Telling;
-use crate::api::types::{Applied, Origin, Problem};
+use crate::api::types::{Origin, Problem};
 use crate::clocks::Clocks;
 use crate::datapath::{Capacity, DatapathError, InterfaceSide, Tampering};
 use crate::discover::Discovered;
@@ -30,7 +31,6 @@ use crate::image::Image;
 use crate::inventory::{Change, InterfaceFacts, Inventory};
 use crate::policy::failsafe::Failsafe;
 use crate::policy::resolved::Resolved;
-use crate::policy::source::Source;
 use crate::present::compact::security_line;
 use crate::sockets::adopt::{Adopter, Owners};
 
@@ -197,100 +197,6 @@ impl<E: Enforcer> Core<E> {
             core.adopt_sockets(ADOPTION);
         }
         Ok(core)
-    }
-
-    /// Puts a policy in force, or keeps the old one and says why.
-    ///
-    /// # Errors
-    /// Text for people: what is wrong and where.
-    pub fn apply(&mut self, files: &PolicyFiles, origin: Origin) -> Result<Applied, String> {
-        let result = self.try_apply(files, origin);
-        self.policy_error = match &result {
-            Ok(applied) => {
-                let Applied { generation, files, segments, rules, .. } = applied;
-                tracing::info!(
-                    "generation {generation} is in force: {files} files, {segments} segments, \
-                     {rules} rules"
-                );
-                None
-            }
-            Err(text) => Some(self.refused(text)),
-        };
-        self.settle();
-        result
-    }
-
-    /// Remembers and logs that a policy was refused.
-    pub fn refuse(&mut self, text: &str) {
-        self.policy_error = Some(self.refused(text));
-    }
-
-    fn refused(&self, text: &str) -> Problem {
-        let generation = self.running.generation;
-        tracing::error!("the policy was refused, generation {generation} stays in force:\n{text}");
-        Problem { at: Timestamp::now(), message: text.to_owned() }
-    }
-
-    fn try_apply(&mut self, files: &PolicyFiles, origin: Origin) -> Result<Applied, String> {
-        let Options { audit, capacity, failsafe, .. } = &self.options;
-        let prepared =
-            prepare::prepare(&files.sources, *audit, failsafe, &self.inventory, capacity)?;
-        let clocks = Clocks::now();
-        let committed = self.enforcer.commit(&prepared.image, &clocks).map_err(|e| full(&e))?;
-        self.accept((committed.generation, clocks), prepared, origin, files);
-        self.remember(&files.sources);
-        let members = self.inventory.memberships();
-        Ok(Applied {
-            generation: committed.generation,
-            files: files.sources.len(),
-            segments: self.running.resolved.own_segments(),
-            rules: self.running.resolved.own_rules(),
-            workloads: members.filter(|m| self.running.resolved.has_own(&m.segments)).count(),
-            warnings: files.warnings.clone(),
-        })
-    }
-
-    /// Keeps what was committed as the last good policy.
-    fn remember(&mut self, sources: &[Source]) {
-        let Some(file) = &mut self.last_good else { return };
-        self.not_kept = file.save(sources, Timestamp::now()).err().map(|e| {
-            let text = format!("the policy cannot be kept as the last good one: {e}");
-            tracing::warn!("{text}");
-            text
-        });
-    }
-
-    /// Takes over what was committed.
-    fn accept(
-        &mut self,
-        (generation, clocks): (u32, Clocks),
-        prepared: Prepared,
-        origin: Origin,
-        files: &PolicyFiles,
-    ) {
-        let Prepared { resolved, inventory, image } = prepared;
-        let image = Arc::new(image);
-        self.names.commit(generation, resolved.clone(), &image);
-        // A workload that the new policy no longer knows as one loses its name, too.
-        for key in self.running.image.workloads.keys() {
-            if !image.workloads.contains_key(key) {
-                self.names.remove(*key);
-            }
-        }
-        self.inventory = inventory;
-        self.running = Running {
-            resolved,
-            image,
-            generation,
-            clocks,
-            applied_at: Timestamp::now(),
-            origin,
-            files: files.sources.iter().map(|s: &Source| s.name.to_string()).collect(),
-            warnings: files.warnings.clone(),
-        };
-        self.name_everything();
-        self.dirty.clear();
-        self.telling.commit(&self.running.image);
     }
 
     fn name_everything(&mut self) {

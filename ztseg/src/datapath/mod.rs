@@ -9,6 +9,7 @@ mod clock;
 mod control;
 mod debug;
 mod detach;
+mod error;
 pub mod filters;
 mod generation;
 mod guard;
@@ -19,6 +20,7 @@ mod memory;
 pub mod object;
 mod pin;
 mod programs;
+mod report;
 pub mod sweep;
 pub mod sys;
 mod takeover;
@@ -36,15 +38,16 @@ use std::time::Duration;
 use anyhow::Context as _;
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
-use ztseg_common::event::{Counter, EVENT_VERSION, Event};
+use ztseg_common::event::{EVENT_VERSION, Event};
 use ztseg_common::key::{MAX_CGROUP_LEVEL, WorkloadKey, interface_of, scope, workload_interface};
 use ztseg_common::shares::Usage;
 use ztseg_common::value::{
-    CONTROL_FAR_INTERFACES, CONTROL_WHOLE_HIERARCHY, Control, Rule, WORKLOAD_HOST_SIDE, Workload,
+    CONTROL_FAR_INTERFACES, CONTROL_WHOLE_HIERARCHY, Control, WORKLOAD_HOST_SIDE, Workload,
     generation, slot,
 };
 
 use self::control::ControlWord;
+pub use self::error::DatapathError;
 use self::generation::{Generation, OUTER};
 pub use self::guard::{Finding, Tampering};
 use self::links::Link;
@@ -52,6 +55,7 @@ use self::pin::PinnedMap;
 use self::programs::RARE_PROGRAMS;
 pub use self::programs::{CGROUP_PROGRAMS, TC_PROGRAMS, has_tcx};
 use self::programs::{PINNED_MAPS, Pins, TcHook, kernel};
+pub use self::report::{MapStatus, ProgramStatus};
 use self::sweep::{Sweeper, Swept};
 use self::takeover::Stand;
 use self::turn::Turn;
@@ -127,71 +131,6 @@ impl Verdicts {
 pub struct Committed {
     /// The generation that is in force now.
     pub generation: u32,
-}
-
-/// An error of the datapath, with what to do about it.
-#[derive(Debug, thiserror::Error)]
-pub enum DatapathError {
-    /// The binary was built without the kernel object.
-    #[error("this binary was built without the kernel programs; build it with `cargo xtask build`")]
-    NoObject,
-    /// The process may not use BPF.
-    #[error(
-        "no permission to load BPF programs ({0}); run ztseg as root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON)"
-    )]
-    NoPermission(String),
-    /// Another agent holds the same pins.
-    #[error(
-        "another ztseg agent already runs with {0}; stop it, or give this one its own --bpffs, --state-dir, --socket and --cgroup-root"
-    )]
-    SecondAgent(PathBuf),
-    /// The policy needs more than a ceiling allows; nothing was changed.
-    #[error(
-        "the policy needs {needed} {what}, but capacity.{option} is {limit}; raise capacity.{option} to at least {needed}"
-    )]
-    Capacity {
-        /// What there is too much of.
-        what: &'static str,
-        /// How much of it the policy needs.
-        needed: usize,
-        /// The ceiling.
-        limit: u32,
-        /// The key below `capacity`.
-        option: &'static str,
-    },
-    /// The kernel refused something.
-    #[error("{doing}: {source}")]
-    Kernel {
-        /// What was being done.
-        doing: String,
-        /// The kernel's answer.
-        #[source]
-        source: anyhow::Error,
-    },
-}
-
-/// A program in the kernel, for `status`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProgramStatus {
-    /// Its name.
-    pub name: String,
-    /// The kernel's program id.
-    pub id: u32,
-    /// Where it is attached: the cgroup's path or the interface's name; none for one that waits.
-    pub attached: Vec<String>,
-    /// Instructions that the verifier processed.
-    pub verified_instructions: u32,
-}
-
-/// A map in the kernel, for `status`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MapStatus {
-    /// Its name.
-    pub name: String,
-    /// Entries it may hold.
-    pub max_entries: u32,
-    /// Bytes of kernel memory, as the kernel accounts for it (`memlock` in fdinfo).
-    pub bytes: u64,
 }
 
 /// The kernel programs and their maps.
@@ -534,54 +473,6 @@ impl Datapath {
             .as_fd()
             .try_clone_to_owned()
             .map_err(|e| kernel("duplicating the ring buffer's descriptor", e))
-    }
-
-    /// The per-CPU counters, summed.
-    pub fn counters(&self) -> Result<BTreeMap<Counter, u64>, DatapathError> {
-        let doing = "reading the counters";
-        let map = open_map(&self.pins, "COUNTERS")?;
-        let cpus = aya::util::nr_cpus().map_err(|(_, e)| kernel(doing, e))?;
-        let mut values = vec![0u64; cpus];
-        Counter::ALL
-            .into_iter()
-            .map(|counter| {
-                sys::map_lookup(map.as_fd(), &(counter as u32), &mut values)
-                    .map_err(|e| kernel(doing, e))?;
-                Ok((counter, values.iter().sum()))
-            })
-            .collect()
-    }
-
-    /// Hits by rank in the generation that is in force; index zero is never used.
-    pub fn rule_hits(&self) -> Result<Vec<u64>, DatapathError> {
-        let Some(generation) = &self.generation else { return Ok(Vec::new()) };
-        (0..u32::try_from(generation.rule_count).unwrap_or(u32::MAX))
-            .map(|rank| {
-                let mut rule = [Rule::default()];
-                sys::map_lookup(generation.rules(), &rank, &mut rule)
-                    .map_err(|e| kernel("reading rule hits", e))?;
-                Ok(rule[0].hits)
-            })
-            .collect()
-    }
-
-    /// The programs and where they are attached.
-    pub fn programs(&self) -> Result<Vec<ProgramStatus>, DatapathError> {
-        let attached = |name: &str| {
-            if TC_PROGRAMS.contains(&name) {
-                self.interfaces.values().map(|i| i.name.clone()).collect()
-            } else if self.cgroup_attached {
-                vec![self.options.cgroup_root.display().to_string()]
-            } else {
-                Vec::new()
-            }
-        };
-        programs::status(&self.ebpf, attached).map_err(|e| kernel("reading program info", e))
-    }
-
-    /// The maps and their memory: those that are pinned, and the generation in force.
-    pub fn maps(&self) -> Result<Vec<MapStatus>, DatapathError> {
-        memory::maps(&self.pins).map_err(|e| kernel("reading map info", e))
     }
 
     /// Descriptors of a program, for test runs.

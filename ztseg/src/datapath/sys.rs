@@ -1,18 +1,20 @@
-//! The system calls that no crate offers: `bpf(2)` commands, the mapped control page, questions to
-//! the network stack, and other processes' descriptors. All of the agent's `unsafe` is in this file.
+//! The system calls that no crate offers: `bpf(2)` commands here; the mapped control page, and
+//! questions to the network stack and other processes' descriptors, below. But for the reader of the
+//! ring buffer (`agent/ring.rs`), all of the agent's `unsafe` is here.
+
+mod control_page;
+mod sockets;
 
 use std::ffi::CString;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use bytemuck::{NoUninit, Pod, Zeroable};
-use ztseg_common::shares::Shares;
-use ztseg_common::value::Control;
 
+pub use self::control_page::ControlPage;
+pub use self::sockets::{duplicate_of, has_ethernet_header, netns_cookie, process, socket_cookie};
 pub use super::batch::{Walk, map_dump, map_freeze, map_update_batch, map_update_batch_until_full};
 
 /// Commands of `bpf(2)` (`enum bpf_cmd`, uapi/linux/bpf.h).
@@ -410,209 +412,6 @@ pub fn test_run(
     }
     bpf(Command::ProgTestRun, &mut attr)?;
     Ok(TestRun { value: attr.retval, nanoseconds: attr.duration })
-}
-
-/// The control word of the programs, mapped: its fields are stored word by word, so that no program
-/// ever reads half of one.
-#[derive(Debug)]
-pub struct ControlPage {
-    page: NonNull<Control>,
-}
-
-// SAFETY: the page is shared memory; every access goes through atomics.
-unsafe impl Send for ControlPage {}
-// SAFETY: as above.
-unsafe impl Sync for ControlPage {}
-
-const PAGE: usize = 4096;
-
-impl ControlPage {
-    /// Maps an array map that was made with `BPF_F_MMAPABLE`.
-    pub fn map(map: BorrowedFd<'_>) -> io::Result<Self> {
-        // SAFETY: a fresh shared mapping of the map's only page.
-        let page = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                PAGE,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                map.as_raw_fd(),
-                0,
-            )
-        };
-        if page == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        NonNull::new(page.cast()).map(|page| Self { page }).ok_or_else(io::Error::last_os_error)
-    }
-
-    fn word(&self, offset: usize) -> &AtomicU64 {
-        debug_assert!(offset.is_multiple_of(8) && offset < size_of::<Control>());
-        // SAFETY: inside the mapped page, aligned, and only ever accessed atomically here.
-        unsafe { AtomicU64::from_ptr(self.page.as_ptr().cast::<u8>().add(offset).cast()) }
-    }
-
-    fn half(&self, offset: usize) -> &AtomicU32 {
-        debug_assert!(offset.is_multiple_of(4) && offset < size_of::<Control>());
-        // SAFETY: as above.
-        unsafe { AtomicU32::from_ptr(self.page.as_ptr().cast::<u8>().add(offset).cast()) }
-    }
-
-    /// [`Control::stamp`]
-    pub fn stamp(&self) -> &AtomicU64 {
-        self.word(std::mem::offset_of!(Control, stamp))
-    }
-
-    /// [`Control::netns`]
-    pub fn netns(&self) -> &AtomicU64 {
-        self.word(std::mem::offset_of!(Control, netns))
-    }
-
-    /// [`Control::adopt_until`]
-    pub fn adopt_until(&self) -> &AtomicU64 {
-        self.word(std::mem::offset_of!(Control, adopt_until))
-    }
-
-    /// [`Control::levels`]
-    pub fn levels(&self) -> &AtomicU32 {
-        self.half(std::mem::offset_of!(Control, levels))
-    }
-
-    /// [`Control::flags`]
-    pub fn flags(&self) -> &AtomicU32 {
-        self.half(std::mem::offset_of!(Control, flags))
-    }
-
-    /// [`Control::hz`]
-    pub fn hz(&self) -> &AtomicU32 {
-        self.half(std::mem::offset_of!(Control, hz))
-    }
-
-    /// [`Control::event_budget`]
-    pub fn event_budget(&self) -> &AtomicU32 {
-        self.half(std::mem::offset_of!(Control, event_budget))
-    }
-
-    /// [`Control::answer_mark`]
-    pub fn answer_mark(&self) -> &AtomicU32 {
-        self.half(std::mem::offset_of!(Control, answer_mark))
-    }
-
-    /// [`Control::shares`]: guaranteed, limit, free until.
-    pub fn shares(&self) -> [&AtomicU32; 3] {
-        let at = std::mem::offset_of!(Control, shares);
-        [
-            self.half(at + std::mem::offset_of!(Shares, guaranteed)),
-            self.half(at + std::mem::offset_of!(Shares, limit)),
-            self.half(at + std::mem::offset_of!(Shares, free_until)),
-        ]
-    }
-
-    /// A copy of everything.
-    pub fn read(&self) -> Control {
-        Control {
-            stamp: self.stamp().load(Ordering::Acquire),
-            levels: self.levels().load(Ordering::Relaxed),
-            flags: self.flags().load(Ordering::Relaxed),
-            netns: self.netns().load(Ordering::Relaxed),
-            adopt_until: self.adopt_until().load(Ordering::Relaxed),
-            hz: self.hz().load(Ordering::Relaxed),
-            event_budget: self.event_budget().load(Ordering::Relaxed),
-            answer_mark: self.answer_mark().load(Ordering::Relaxed),
-            shares: {
-                let [guaranteed, limit, free_until] =
-                    self.shares().map(|word| word.load(Ordering::Relaxed));
-                Shares { guaranteed, limit, free_until, zero: 0 }
-            },
-            ..Control::default()
-        }
-    }
-}
-
-impl Drop for ControlPage {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `map` made; nothing refers to it any more.
-        unsafe { libc::munmap(self.page.as_ptr().cast(), PAGE) };
-    }
-}
-
-fn datagram_socket() -> io::Result<OwnedFd> {
-    // SAFETY: a plain system call; the result is checked.
-    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: made by the call above, owned by nobody else.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// A 64-bit option of a socket (`SOL_SOCKET`).
-fn socket_option(socket: BorrowedFd<'_>, name: libc::c_int) -> io::Result<u64> {
-    let mut value = 0u64;
-    let mut length = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(8);
-    // SAFETY: the buffer has the length that is passed.
-    let ret = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            name,
-            std::ptr::from_mut(&mut value).cast(),
-            &raw mut length,
-        )
-    };
-    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
-}
-
-/// The cookie of this thread's network namespace (`SO_NETNS_COOKIE`, kernel 5.14).
-pub fn netns_cookie() -> io::Result<u64> {
-    const SO_NETNS_COOKIE: libc::c_int = 71;
-    socket_option(datagram_socket()?.as_fd(), SO_NETNS_COOKIE)
-}
-
-/// What `sock_diag(7)` calls a socket by: no other ever has the same (`SO_COOKIE`).
-pub fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
-    socket_option(socket, libc::SO_COOKIE)
-}
-
-/// A descriptor that stands for a process, whoever has its number later.
-pub fn process(pid: libc::pid_t) -> io::Result<OwnedFd> {
-    // SAFETY: a plain system call; the result is checked.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
-}
-
-/// A duplicate of another process' descriptor (`pidfd_getfd(2)`). What it is of stays open for as
-/// long as the duplicate is.
-pub fn duplicate_of(process: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: a plain system call; the result is checked.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
-}
-
-/// The descriptor that a system call has made, or its error.
-fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
-    match RawFd::try_from(result) {
-        // SAFETY: the kernel has just made this descriptor for us; it is owned by nobody else.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Whether packets on an interface begin with an Ethernet header (`ARPHRD_ETHER`, and loopback,
-/// which has one, too).
-pub fn has_ethernet_header(interface: &str) -> io::Result<bool> {
-    let socket = datagram_socket()?;
-    // SAFETY: an all-zero `ifreq` is valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().take(15).zip(interface.bytes()) {
-        *to = libc::c_char::from_ne_bytes([from]);
-    }
-    // SAFETY: the request is initialised and its name is terminated.
-    let ret = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) };
-    if ret < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the ioctl filled this member of the union.
-    let kind = unsafe { request.ifr_ifru.ifru_hwaddr.sa_family };
-    Ok(matches!(kind, libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK))
 }
 
 /// Locks a folder against a second agent, until the descriptor is closed.
