@@ -11,7 +11,7 @@ use ztseg_common::key::{SUBJECT_UNMANAGED, workload_interface};
 use ztseg_common::value::Workload;
 
 use crate::Plan;
-use crate::figures::{Figure, Target, median};
+use crate::figures::{Figure, Target, median, milliseconds};
 use crate::generator::DENIED;
 use crate::policy::{Input, Shape};
 use crate::stage::{Stage, go_on};
@@ -67,8 +67,4 @@ pub(crate) fn changes(stage: &mut Stage, plan: &Plan) -> Result<Vec<Figure>> {
         figures.push(figure.target(Some(Target::AtMost(1.0))));
     }
     Ok(figures)
-}
-
-fn milliseconds(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
 }

@@ -1,5 +1,7 @@
 //! Figures beside their baselines and targets, as a table or as JSON.
 
+use std::time::Instant;
+
 use serde::Serialize;
 
 /// What a target speaks of.
@@ -115,6 +117,11 @@ pub(crate) fn table(title: &str, figures: &[Figure]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// Milliseconds since then.
+pub(crate) fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
 }
 
 /// The median; zero of nothing.

@@ -8,6 +8,7 @@ mod figures;
 mod generator;
 mod policy;
 mod programs;
+mod scale;
 mod setups;
 mod stage;
 mod testrun;
@@ -61,11 +62,13 @@ enum Part {
     Denied,
     /// Compiling, committing, adding a workload
     Changes,
+    /// The largest policy, from its text on
+    Scale,
 }
 
 impl Part {
-    const ALL: [Self; 5] =
-        [Self::Traffic, Self::InPlace, Self::TestRun, Self::Denied, Self::Changes];
+    const ALL: [Self; 6] =
+        [Self::Traffic, Self::InPlace, Self::TestRun, Self::Denied, Self::Changes, Self::Scale];
 
     fn title(self) -> &'static str {
         match self {
@@ -78,6 +81,7 @@ impl Part {
             Self::TestRun => "in the TC programs, BPF_PROG_TEST_RUN",
             Self::Denied => "denied, for the sender (ratio: time against a silent drop)",
             Self::Changes => "changes of policy",
+            Self::Scale => "the largest policy, from its text to the kernel",
         }
     }
 }
@@ -120,6 +124,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let done = match args.split_first() {
         Some((first, rest)) if first == generator::ARGUMENT => generator::run(rest),
+        Some((first, [rules])) if first == scale::ARGUMENT => scale::child(rules),
         _ => bench(&Cli::parse()),
     };
     match done {
@@ -174,6 +179,7 @@ fn bench(cli: &Cli) -> Result<()> {
             Part::TestRun => testrun::programs(&mut stage, &plan),
             Part::Denied => traffic::denied(&mut stage, &plan),
             Part::Changes => control::changes(&mut stage, &plan),
+            Part::Scale => scale::scale(&mut stage, &plan),
         }
         .with_context(|| format!("measuring {part:?}"))?;
         if cli.output == Output::Table {

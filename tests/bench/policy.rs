@@ -10,15 +10,17 @@ use ztseg::inventory::Membership;
 use ztseg::policy::compile::compile;
 use ztseg::policy::generate;
 use ztseg::policy::resolved::{
-    Action, Isolation, Mode, Network, PortRange, Resolved, Rule, Segment, SegmentId, Side, Tier,
+    Action, Ends, Isolation, Mode, Network, PortRange, Resolved, Rule, Segment, SegmentId, Side,
+    Tier,
 };
 use ztseg::policy::source::Position;
 use ztseg_common::addr::proto;
 use ztseg_common::key::workload_interface;
 
-/// Room for 100,000 rules; everything else as by default.
+/// Room for 100,000 rules, and for 65,536 flows in the share of one workload (a quarter of the table);
+/// everything else as by default.
 pub(crate) const CAPACITY: Capacity =
-    Capacity { flows: 131_072, verdicts: 1 << 20, peers: 262_144, workloads: 16_384 };
+    Capacity { flows: 1 << 19, verdicts: 1 << 20, peers: 262_144, workloads: 16_384 };
 
 /// What is measured, as the policy sees it.
 #[derive(Clone, Debug)]
@@ -163,7 +165,8 @@ impl Builder {
             to,
             ports: ports.to_vec(),
             position: position(),
-            built_in: None,
+            ends: Ends::Both,
+            built_in: false,
         });
     }
 }
@@ -173,7 +176,7 @@ fn segment(id: SegmentId) -> Side {
 }
 
 fn network(cidr: IpNet) -> Side {
-    Side { networks: vec![Network { cidr, except: Vec::new() }], ..Side::default() }
+    Side { networks: [Network { cidr, except: Vec::new() }].into(), ..Side::default() }
 }
 
 fn any() -> Side {

@@ -39,6 +39,7 @@ pub(crate) const fn type_of(hook: AttachType) -> ProgramType {
         | AttachType::Connect6
         | AttachType::Sendmsg4
         | AttachType::Sendmsg6 => ProgramType::CgroupSockAddr,
+        AttachType::LsmCgroup => ProgramType::Lsm,
     }
 }
 

@@ -19,7 +19,7 @@ use ipnet::{IpNet, Ipv4Net};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
 use ztseg::clocks::Clocks;
-use ztseg::datapath::{Datapath, Options};
+use ztseg::datapath::{Capacity, Datapath, Options};
 use ztseg_tests::process::{Place, Process};
 use ztseg_tests::world::World;
 
@@ -104,16 +104,21 @@ impl Stage {
 
     /// A datapath of its own with a policy of this shape in force; attached to nothing.
     pub(crate) fn datapath(&self, name: &str, shape: Shape) -> Result<Datapath> {
+        let mut datapath = self.empty_datapath(name, CAPACITY)?;
+        datapath.commit(&Input::new(&self.subjects, shape).compile()?, &Clocks::now())?;
+        Ok(datapath)
+    }
+
+    /// A datapath of its own without a policy; attached to nothing.
+    pub(crate) fn empty_datapath(&self, name: &str, capacity: Capacity) -> Result<Datapath> {
         go_on()?;
         let options = Options {
             bpffs: self.world.pins().join(name),
             cgroup_root: self.world.cgroup_root().to_owned(),
-            capacity: CAPACITY,
+            capacity,
             debug: false,
         };
-        let mut datapath = Datapath::open(&options)?;
-        datapath.commit(&Input::new(&self.subjects, shape).compile()?, &Clocks::now())?;
-        Ok(datapath)
+        Ok(Datapath::open(&options)?)
     }
 
     /// Segments of many packets on the link, or frames of one.

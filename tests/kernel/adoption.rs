@@ -10,7 +10,7 @@ use ztseg_tests::actor::{Actor, Kind};
 use ztseg_tests::agent::Agent;
 use ztseg_tests::process::Place;
 use ztseg_tests::traffic::{Listen, Server, Stream, StreamKind};
-use ztseg_tests::world::{World, patient};
+use ztseg_tests::world::{World, pace, patient};
 
 use crate::Body;
 use crate::environment::Environment;
@@ -117,7 +117,7 @@ impl Scene {
 }
 
 fn older_than_the_agent(_: &Environment) -> Result<()> {
-    let interval = patient(Duration::from_millis(5));
+    let interval = pace(Duration::from_millis(5));
     for (rule, opened) in [(ONLY_OUT, true), (ONLY_IN, false)] {
         let scene = Scene::new(interval)?;
         let mut agent = Agent::start(&scene.world, &policy(rule))?;
@@ -128,7 +128,7 @@ fn older_than_the_agent(_: &Environment) -> Result<()> {
 }
 
 fn older_than_the_segment(_: &Environment) -> Result<()> {
-    let interval = patient(Duration::from_millis(5));
+    let interval = pace(Duration::from_millis(5));
     for (rule, opened) in [(ONLY_OUT, true), (ONLY_IN, false)] {
         let scene = Scene::new(interval)?;
         let mut agent = Agent::start(&scene.world, NO_SEGMENT)?;

@@ -1,18 +1,24 @@
 //! The agent's life: reloads, a second agent, restarts. Enforcement goes on through all of it.
 
+use std::fs;
 use std::net::SocketAddr;
+use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
+use ztseg::datapath::Capacity;
 use ztseg_tests::agent::Agent;
 use ztseg_tests::process::Place;
 use ztseg_tests::traffic::{Ask, Listen, Outcome, PATIENCE, Probe, Server, Stream, StreamKind};
-use ztseg_tests::world::{World, patient};
+use ztseg_tests::world::{BPFFS, World, pace, patient};
 
 use crate::Body;
 use crate::environment::Environment;
+use crate::programs::Unattached;
 
 /// The tests of this file.
 pub(crate) const TESTS: &[(&str, Body)] = &[
@@ -23,6 +29,7 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
     ("agents::a_connection_older_than_the_agent", a_connection_older_than_the_agent),
     ("agents::an_older_servers_connection_is_its_clients", an_older_servers_connection),
     ("agents::detach_leaves_nothing", detach_leaves_nothing),
+    ("agents::that_start_at_once_mount_one_bpffs", at_once),
 ];
 
 const ALLOWED: u16 = 2000;
@@ -99,7 +106,7 @@ fn a_bad_policy_changes_nothing(_: &Environment) -> Result<()> {
 
     // Asked for: the one who asks is told.
     let file = scene.world.folder().join("bad.yaml");
-    std::fs::write(&file, &bad)?;
+    fs::write(&file, &bad)?;
     let (status, _, error) = scene.agent.command(&["apply", &file.to_string_lossy()])?;
     ensure!(status == Some(2), "exit status {status:?}, not 2: {error}");
     ensure!(error.contains("ghosts") && error.contains("bad.yaml:"), "{error}");
@@ -142,7 +149,7 @@ fn a_second_agent_is_refused(_: &Environment) -> Result<()> {
 /// Also when it is killed; and what is denied stays denied while no agent runs.
 fn a_restart_loses_no_packet(_: &Environment) -> Result<()> {
     let mut scene = Scene::new()?;
-    let interval = patient(Duration::from_millis(2));
+    let interval = pace(Duration::from_millis(2));
     let kinds =
         [StreamKind::Tcp, StreamKind::Udp, StreamKind::UdpUnconnected, StreamKind::TcpConnects];
     let start = |kind| Stream::start(&scene.app, kind, scene.to(ALLOWED), interval);
@@ -243,4 +250,42 @@ fn detach_leaves_nothing(_: &Environment) -> Result<()> {
     scene.check(false)?;
     ensure!(!scene.world.pins().exists(), "{} is still there", scene.world.pins().display());
     Ok(())
+}
+
+/// Where no bpffs is mounted, each agent would mount one; the second would hide the first one's pins.
+fn at_once(_: &Environment) -> Result<()> {
+    const AGENTS: usize = 4;
+    // A mount namespace belongs to a thread, and those that it starts are in it, too.
+    let in_own_mounts = thread::spawn(|| -> Result<()> {
+        unshare(CloneFlags::CLONE_NEWNS).context("making a mount namespace")?;
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        mount(Some("none"), BPFFS, Some("tmpfs"), MsFlags::empty(), none)?;
+        // The host's own stays in the list, below.
+        let hidden = bpffs_mounts()?;
+        let start = Barrier::new(AGENTS);
+        let open = |number: usize| -> Result<Unattached> {
+            start.wait();
+            Unattached::open(&format!("once{number}"), Capacity::default())
+        };
+        let opened = thread::scope(|scope| -> Result<Vec<Unattached>> {
+            let open = &open;
+            let all: Vec<_> = (0..AGENTS).map(|n| scope.spawn(move || open(n))).collect();
+            all.into_iter().map(|one| one.join().map_err(|_| anyhow!("it panicked"))?).collect()
+        })?;
+        for one in &opened {
+            ensure!(one.maps().exists(), "{} is hidden", one.maps().display());
+        }
+        let mounts = bpffs_mounts()?;
+        ensure!(mounts.len() == hidden.len() + 1, "{hidden:#?} became {mounts:#?}");
+        Ok(())
+    });
+    in_own_mounts.join().map_err(|_| anyhow!("the thread panicked"))?
+}
+
+/// The lines of this thread's `/proc/PID/mountinfo` (proc(5)) that are a bpffs at the standard place.
+fn bpffs_mounts() -> Result<Vec<String>> {
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
+    let is_there = |line: &&str| line.contains(&format!(" {BPFFS} ")) && line.contains(" - bpf ");
+    Ok(mounts.lines().filter(is_there).map(str::to_owned).collect())
 }

@@ -10,7 +10,7 @@ use ztseg_tests::agent::Agent;
 use ztseg_tests::policies::{ALLOWED, DENIED_IN, DENIED_OUT, alternating};
 use ztseg_tests::process::Place;
 use ztseg_tests::traffic::{Listen, Server, Stream, StreamKind};
-use ztseg_tests::world::{World, patient, times};
+use ztseg_tests::world::{World, pace, patient, times};
 
 use crate::Body;
 use crate::environment::Environment;
@@ -29,7 +29,7 @@ const KINDS: [StreamKind; 4] =
 /// Every kind of stream from `from` to `to`.
 fn streams(from: &Place, to: SocketAddr, kinds: &[StreamKind]) -> Result<Vec<(String, Stream)>> {
     // An emulated machine must not be asked for more than it can do: its sockets would overflow.
-    let interval = patient(Duration::from_millis(2));
+    let interval = pace(Duration::from_millis(2));
     let start = |kind: &StreamKind| {
         let stream = Stream::start(from, *kind, to, interval);
         Ok((format!("{kind:?} to {to}"), stream.with_context(|| format!("{kind:?} to {to}"))?))

@@ -4,6 +4,10 @@ use std::env;
 use std::fs;
 use std::path::PathBuf;
 
+use nix::errno::Errno;
+use ztseg::datapath::measure::{self, ProgramType};
+use ztseg::datapath::sys::{self, AttachType};
+
 /// What a single test needs and does not find here: as its error, it makes the test skipped.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -46,6 +50,28 @@ impl Environment {
         }
         self.obstacle.as_deref()
     }
+}
+
+/// Why nothing refuses packet sockets on this kernel; `None` where BPF LSM does.
+pub(crate) fn no_bpf_lsm() -> Option<String> {
+    const LSM_ID_BPF: u64 = 109; // include/uapi/linux/lsm.h
+    let names = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    let numbers = sys::lsm_modules().unwrap_or_default();
+    if !names.trim().split(',').any(|name| name == "bpf") && !numbers.contains(&LSM_ID_BPF) {
+        return Some("BPF LSM is not active on this kernel".to_owned());
+    }
+    // A program without a hook is no program. Where no program is taken at all, it does not come to
+    // that: some machines of the cloud are so.
+    let error = measure::load(ProgramType::Lsm, Some(AttachType::LsmCgroup), &[0x95]).err()?;
+    let refused = [Errno::EPERM, Errno::EACCES].map(|errno| Some(errno as i32));
+    refused
+        .contains(&error.raw_os_error())
+        .then(|| format!("this kernel takes no program of BPF LSM, though it is active: {error}"))
+}
+
+/// Whether BPF LSM refuses packet sockets on this kernel.
+pub(crate) fn has_bpf_lsm() -> bool {
+    no_bpf_lsm().is_none()
 }
 
 /// `CAP_BPF` stands for all that root has: the other capabilities are missed with a clear error.

@@ -16,13 +16,14 @@ use ztseg::datapath::{filters, has_tcx};
 use ztseg_common::ABI_VERSION;
 use ztseg_common::key::EntryKey;
 use ztseg_common::value::{Control, Entry, Workload, slot};
+use ztseg_tests::actor::{Actor, Kind};
 use ztseg_tests::agent::Agent;
 use ztseg_tests::process::Place;
 use ztseg_tests::traffic::{Ask, Listen, Outcome, Probe, Server};
 use ztseg_tests::world::{World, patient};
 
 use crate::Body;
-use crate::environment::Environment;
+use crate::environment::{Environment, has_bpf_lsm};
 
 /// The tests of this file.
 pub(crate) const TESTS: &[(&str, Body)] = &[
@@ -88,6 +89,10 @@ impl Scene {
             let found = [self.ask(from, ALLOWED)?, self.ask(from, DENIED)?];
             ensure!(found[0] == Outcome::Ok, "what is allowed is {found:?}");
             ensure!((found[1] != Outcome::Ok) == enforced, "{found:?}, enforced: {enforced}");
+        }
+        if has_bpf_lsm() {
+            let (_, said) = Actor::start(&self.app)?.try_socket(Kind::Packet)?;
+            ensure!(said.is_done() != enforced, "a packet socket: {said:?}, enforced: {enforced}");
         }
         Ok(())
     }
@@ -163,14 +168,18 @@ pub(crate) fn in_namespace<T: Send + 'static>(
 fn a_detached_program(_: &Environment) -> Result<()> {
     let mut scene = Scene::new()?;
     scene.check(true)?;
-    for program in ["ztseg_egress", "ztseg_ingress", "ztseg_create", "ztseg_connect4"] {
+    let mut programs = vec!["ztseg_egress", "ztseg_ingress", "ztseg_create", "ztseg_connect4"];
+    if has_bpf_lsm() {
+        programs.push("ztseg_packet");
+    }
+    for program in &programs {
         scene.alter("link-detached", program, || {
             let link = scene.open("links", program)?;
             Ok(sys::link_detach(link.as_fd())?)
         })?;
     }
     let index = ifindex(&scene.world)?;
-    let mut expected = 5;
+    let mut expected = programs.len() as u64 + 1;
     scene.alter("link-detached", "ztseg_tc_from at zt-tap0", || {
         if has_tcx() {
             let link = scene.open("links", &format!("ztseg_tc_from@{index}"))?;
@@ -228,7 +237,8 @@ fn a_removed_pin(_: &Environment) -> Result<()> {
     scene.agent.run(&[])?;
     scene.check(true)?;
     let links = fs::read_dir(scene.pin("links", ""))?.count();
-    ensure!(links == if has_tcx() { 9 } else { 7 }, "{links} links are pinned");
+    let expected = if has_tcx() { 9 } else { 7 } + usize::from(has_bpf_lsm());
+    ensure!(links == expected, "{links} links are pinned, not {expected}");
     scene.quiet(0)?;
     scene.agent.stop()
 }

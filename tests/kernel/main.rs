@@ -12,6 +12,7 @@ mod around;
 mod behind;
 mod boot;
 mod commit;
+mod conformance;
 mod differential;
 mod environment;
 mod expiry;
@@ -23,6 +24,7 @@ mod living;
 mod malformed;
 mod matrix;
 mod older;
+mod packet_sockets;
 mod pressure;
 mod programs;
 mod reject;
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         sockets::TESTS,
         worlds::TESTS,
         commit::TESTS,
+        conformance::TESTS,
         agents::TESTS,
         adoption::TESTS,
         living::TESTS,
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         flows::TESTS,
         behind::TESTS,
         older::TESTS,
+        packet_sockets::TESTS,
         failsafe::TESTS,
         life::TESTS,
         takeover::TESTS,
@@ -102,14 +106,19 @@ fn trial(
     environment: &Environment,
 ) -> Trial {
     let environment = environment.clone();
-    Trial::ignorable_test(name, move || {
+    let name: String = name.into();
+    Trial::ignorable_test(name.clone(), move || {
         if let Some(obstacle) = environment.obstacle() {
             return Ok(Completion::ignored_with(obstacle));
         }
         match body(&environment) {
             Ok(()) => Ok(Completion::Completed),
             Err(error) if error.is::<Lacking>() => Ok(Completion::ignored_with(error.to_string())),
-            Err(error) => Err(Failed::from(format!("{error:?}"))),
+            Err(error) => {
+                // At once, too: a run that is cut off would say nothing of it.
+                eprintln!("{name}: {error:?}");
+                Err(Failed::from(format!("{error:?}")))
+            }
         }
     })
 }

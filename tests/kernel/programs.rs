@@ -10,7 +10,7 @@ use ztseg::policy::compile::compile;
 use ztseg::policy::resolved::Resolved;
 
 use crate::Body;
-use crate::environment::Environment;
+use crate::environment::{Environment, has_bpf_lsm};
 
 /// The tests of this file.
 pub(crate) const TESTS: &[(&str, Body)] = &[
@@ -19,7 +19,7 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
 ];
 
 /// The programs attach to the whole cgroup tree, two hooks of an interface, and nowhere else; the agent
-/// runs one itself.
+/// runs one itself. One more refuses packet sockets, where the kernel has BPF LSM.
 const PROGRAMS: usize = 12;
 /// What all maps may cost at default sizes.
 const MEMORY: u64 = 64 << 20;
@@ -76,7 +76,8 @@ fn every_program_loads(_: &Environment) -> Result<()> {
         ensure!(count > 0, "the kernel does not say what its verifier processed of {name}");
         ensure!(count < INSTRUCTIONS / 4, "{name} is near the verifier's limit: {count}");
     }
-    ensure!(programs.len() == PROGRAMS, "{} programs, not {PROGRAMS}", programs.len());
+    let expected = PROGRAMS + usize::from(has_bpf_lsm());
+    ensure!(programs.len() == expected, "{} programs, not {expected}", programs.len());
     Ok(())
 }
 
@@ -99,6 +100,8 @@ fn maps_fit_into_64_mib(_: &Environment) -> Result<()> {
     }
     println!("{total:>12} bytes in all maps");
     ensure!(maps.iter().any(|map| map.name == "WORKLOADS[1]"), "the inner maps are not counted");
+    // What is as it was in the generation before is not made again.
+    ensure!(maps.iter().any(|map| map.name == "HOSTS[0,1]"), "each slot has a map of hosts");
     ensure!(total <= MEMORY, "all maps take {total} bytes, more than {MEMORY}");
     Ok(())
 }

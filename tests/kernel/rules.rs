@@ -3,6 +3,8 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use ztseg_tests::agent::Agent;
@@ -175,6 +177,8 @@ fn audit(_: &Environment) -> Result<()> {
         ensure!(answers(&world, &app)? == [true, true], "killed: {kill:?}, no agent");
         if kill.is_some() {
             agent.run(&[])?;
+            // What is the same within a second is folded into what the last agent was told.
+            thread::sleep(Duration::from_millis(1100));
             ensure!(answers(&world, &app)? == [true, true], "killed: {kill:?}, a new agent");
         }
         let event = agent.wait_for_event(|event| event["peer"]["port"] == DENIED);

@@ -20,10 +20,10 @@ use ztseg_tests::actor::{Actor, Handle, Kind};
 use ztseg_tests::agent::{Agent, OTHER_VERSION};
 use ztseg_tests::process::Place;
 use ztseg_tests::traffic::{Ask, Counts, Listen, Outcome, Probe, Server, Stream, StreamKind};
-use ztseg_tests::world::{World, patient};
+use ztseg_tests::world::{World, pace, patient};
 
 use crate::Body;
-use crate::environment::Environment;
+use crate::environment::{Environment, has_bpf_lsm};
 use crate::life::in_namespace;
 
 /// The tests of this file.
@@ -149,6 +149,11 @@ impl Scene {
             }
             ensure!(found == open, "{when}: {name} reaches {found:?}, not {open:?}");
         }
+        // Both versions isolate it.
+        if has_bpf_lsm() {
+            let (_, said) = Actor::start(&self.app)?.try_socket(Kind::Packet)?;
+            ensure!(!said.is_done(), "{when}: /app has a packet socket");
+        }
         Ok(())
     }
 
@@ -260,7 +265,7 @@ const KILLS: [(Steps, Then, &[u16]); 8] = [
 fn whenever_an_agent_is_killed(_: &Environment) -> Result<()> {
     let mut scene = Scene::new()?;
     scene.expect(&[OLDER, EITHER], "at first")?;
-    let (guest, interval) = (scene.world.guest.place(), patient(Duration::from_millis(3)));
+    let (guest, interval) = (scene.world.guest.place(), pace(Duration::from_millis(3)));
     let mut streams = Vec::new();
     for (place, name) in [(&scene.app, "/app"), (&guest, "the guest")] {
         for (kind, port) in [

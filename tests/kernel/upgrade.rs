@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use ztseg::datapath::{filters, has_tcx};
 use ztseg_common::ABI_VERSION;
 use ztseg_tests::traffic::{Listen, Server, Stream, StreamKind};
-use ztseg_tests::world::patient;
+use ztseg_tests::world::pace;
 
 use crate::Body;
 use crate::environment::Environment;
@@ -32,7 +32,7 @@ fn from_another_version(_: &Environment) -> Result<()> {
     let near = |port| SocketAddr::from((scene.world.uplink.near(false), port));
     let listen = [IN, DENIED].map(|port| [Listen::Udp(near(port)), Listen::Tcp(near(port))]);
     let _server = Server::start(&scene.app, &listen.concat())?;
-    let interval = patient(Duration::from_millis(2));
+    let interval = pace(Duration::from_millis(2));
     let (app, guest, peer) = (&scene.app, scene.world.guest.place(), scene.world.peer.place());
     let kinds =
         [StreamKind::Tcp, StreamKind::Udp, StreamKind::UdpUnconnected, StreamKind::TcpConnects];

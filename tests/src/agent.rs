@@ -1,6 +1,7 @@
 //! The real agent, on one world only.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,8 @@ pub struct Agent {
     config: PathBuf,
     policy: PathBuf,
     socket: PathBuf,
+    /// What runs the agent instead, where it is to see another machine.
+    script: Option<PathBuf>,
     process: Option<Process>,
 }
 
@@ -63,6 +66,7 @@ impl Agent {
             config: folder.join("config.yaml"),
             policy: folder.join("policies/policy.yaml"),
             socket: folder.join("ztseg.sock"),
+            script: None,
             process: None,
         };
         let policies = folder.join("policies");
@@ -81,6 +85,27 @@ impl Agent {
         Ok(agent)
     }
 
+    /// From its next start, it sees these active modules for access control, not the kernel's.
+    pub fn pretend_modules(&mut self, modules: &str) -> Result<()> {
+        let script = self.config.with_file_name("agent.sh");
+        // In a mount namespace of its own.
+        let text = format!(
+            "#!/bin/sh -e\nif [ \"$ZTSEG_APART\" = 1 ]; then\n    mount -t tmpfs modules \
+             /sys/kernel/security\n    printf %s '{modules}' >/sys/kernel/security/lsm\n    exec {} \
+             \"$@\"\nfi\nexport ZTSEG_APART=1\nexec unshare -m \"$0\" \"$@\"\n",
+            self.executable.display(),
+        );
+        fs::write(&script, text)?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+        self.script = Some(script);
+        Ok(())
+    }
+
+    /// From its next start, it sees the machine as it is.
+    pub fn pretend_nothing(&mut self) {
+        self.script = None;
+    }
+
     /// Starts it and waits until it says that the policy is in force.
     pub fn run(&mut self, args: &[&str]) -> Result<()> {
         self.process = None;
@@ -95,7 +120,7 @@ impl Agent {
         let config = self.config.to_string_lossy();
         let args: Vec<&str> =
             ["run", "--config", &config].into_iter().chain(args.iter().copied()).collect();
-        self.place.spawn(&self.executable, &args)
+        self.place.spawn(self.script.as_ref().unwrap_or(&self.executable), &args)
     }
 
     /// Replaces the policy file that the agent watches.

@@ -14,6 +14,7 @@
 pub mod actor;
 pub mod agent;
 pub mod application;
+pub mod conformance;
 pub mod policies;
 pub mod process;
 pub mod tool;

@@ -14,7 +14,7 @@ pub(crate) struct Options {
     /// Fewer rounds and shorter ones
     #[arg(long)]
     quick: bool,
-    /// Only this part: traffic, in-place, test-run, denied, changes; may be given more than once
+    /// Only this part: traffic, in-place, test-run, denied, changes, scale; may be given more than once
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// How many rounds

@@ -143,7 +143,7 @@ fn machines(workspace: &Workspace, built: &Built) -> Result<Tally> {
         "upgrade::",
     ];
     let arguments = LEFT_OUT.map(|group| ["--skip".to_owned(), group.to_owned()]).concat();
-    let mut tally = vm::tests(workspace, built, &Series::ALL, &arguments)?;
+    let mut tally = vm::tests(workspace, built, &Series::ALL, vm::MINUTES, &arguments)?;
     for group in LEFT_OUT {
         let count = test::count(built, &[group.to_owned()])? * Series::ALL.len() as u64;
         tally.skip(

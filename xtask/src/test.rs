@@ -68,8 +68,9 @@ pub(crate) fn unit(workspace: &Workspace, object: Option<&Path>) -> Result<Tally
     all.args(["--exclude", "ztseg-tests", "--exclude", "ztseg-ebpf"]);
     let mut tally = tallied(&mut all, UNIT_LIMIT, "the unit and property tests")?;
     let mut library = cargo();
-    library.args(["test", "--package", "ztseg-tests", "--lib"]);
-    tally.add(&tallied(&mut library, UNIT_LIMIT, "the unit tests of the test library")?);
+    library.args(["test", "--no-fail-fast", "--package", "ztseg-tests"]);
+    library.args(["--lib", "--test", "conformance"]);
+    tally.add(&tallied(&mut library, UNIT_LIMIT, "the tests of the test library and the cases")?);
     Ok(tally)
 }
 
@@ -82,7 +83,7 @@ fn kernel(workspace: &Workspace, built: &Built, args: &[String]) -> Result<Tally
     println!(
         "the real-kernel tests cannot run on this kernel ({obstacle}); they run in a virtual machine"
     );
-    match vm::tests(workspace, built, &[Series::V6_12], args) {
+    match vm::tests(workspace, built, &[Series::V6_12], vm::MINUTES, args) {
         Ok(tally) => Ok(tally),
         Err(error) => {
             eprintln!("no virtual machine: {error:#}");

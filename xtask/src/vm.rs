@@ -19,8 +19,8 @@ use crate::tally::Tally;
 use crate::test::{self, Built};
 use crate::workspace::Workspace;
 
-/// What the tests may take, under plain emulation on a busy machine.
-const TESTS_LIMIT: Duration = Duration::from_secs(20 * 60);
+/// What the tests may take, in minutes, under plain emulation on a busy machine.
+pub(crate) const MINUTES: u64 = 20;
 /// What booting and turning off may take on top.
 const BOOT_LIMIT: Duration = Duration::from_secs(2 * 60);
 /// A guest that KVM can run prints its first line in about a second.
@@ -34,6 +34,9 @@ pub(crate) struct Options {
     /// Which kernel
     #[arg(long, default_value = "all")]
     kernel: Choice,
+    /// How long all the tests together may take
+    #[arg(long, default_value_t = MINUTES)]
+    minutes: u64,
     /// For the real-kernel tests: name filters, `--skip NAME`, `--test-threads N`, …
     #[arg(last = true)]
     args: Vec<String>,
@@ -61,7 +64,8 @@ impl Choice {
 
 pub(crate) fn verb(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     let built = test::build(workspace)?;
-    Ok(tests(workspace, &built, options.kernel.series(), &options.args)?.close())
+    let Options { kernel, minutes, args } = options;
+    Ok(tests(workspace, &built, kernel.series(), *minutes, args)?.close())
 }
 
 /// Boots the kernels side by side, since an emulated machine keeps only one processor busy, runs
@@ -71,8 +75,10 @@ pub(crate) fn tests(
     workspace: &Workspace,
     built: &Built,
     kernels: &[Series],
+    minutes: u64,
     args: &[String],
 ) -> Result<Tally> {
+    let limit = Duration::from_secs(60 * minutes);
     setup::vm_tools(workspace)?;
     // One after the other: they share a folder for what is unfinished.
     let kernels = kernels
@@ -83,7 +89,7 @@ pub(crate) fn tests(
         let machines: Vec<_> = kernels
             .iter()
             .map(|(series, kernel)| {
-                scope.spawn(move || machine(workspace, built, *series, kernel, args))
+                scope.spawn(move || machine(workspace, built, (*series, kernel), limit, args))
             })
             .collect();
         machines
@@ -104,14 +110,14 @@ pub(crate) fn tests(
 fn machine(
     workspace: &Workspace,
     built: &Built,
-    series: Series,
-    kernel: &Kernel,
+    (series, kernel): (Series, &Kernel),
+    limit: Duration,
     args: &[String],
 ) -> Result<Tally> {
     let name = series.name();
     let folder = workspace.vm().join(name);
     let accelerator = Accelerator::probe(&folder, kernel)?;
-    let initramfs = initramfs::with_tests(workspace, &folder, kernel, built, args, TESTS_LIMIT)?;
+    let initramfs = initramfs::with_tests(workspace, &folder, kernel, built, args, limit)?;
     let console = folder.join("console.log");
     println!("[{name}] boot Linux {} with {}", kernel.release, accelerator.describe());
 
@@ -119,7 +125,7 @@ fn machine(
     let mut tally = Tally::default();
     let mut status = None;
     let mut qemu = accelerator.qemu(kernel, &initramfs, &console);
-    let ended = command::stream(&mut qemu, TESTS_LIMIT + BOOT_LIMIT, &mut |line| {
+    let ended = command::stream(&mut qemu, limit + BOOT_LIMIT, &mut |line| {
         if let Some(code) = line.strip_prefix(MARKER) {
             status = code.trim().parse::<i32>().ok();
         } else {
@@ -127,7 +133,7 @@ fn machine(
             tally.read(line);
         }
     })?;
-    if let Some(problem) = problem(&ended, status, &tally) {
+    if let Some(problem) = problem(&ended, status, limit, &tally) {
         eprintln!("[{name}] error: {problem}");
         tally.fail(format!("Linux {name}: {problem}"));
         eprintln!("[{name}] the end of {}:", console.display());
@@ -143,15 +149,14 @@ fn machine(
 }
 
 /// What went wrong that no test's own result says.
-fn problem(ended: &Ended, status: Option<i32>, tally: &Tally) -> Option<String> {
+fn problem(ended: &Ended, status: Option<i32>, limit: Duration, tally: &Tally) -> Option<String> {
     // `timeout -s KILL` reports the signal, 128 + 9 (signal(7)).
     const KILLED: i32 = 137;
     match (ended, status) {
         (_, Some(0)) => None,
-        (_, Some(KILLED)) => Some(format!(
-            "the tests had not ended after {} s and were killed",
-            TESTS_LIMIT.as_secs()
-        )),
+        (_, Some(KILLED)) => {
+            Some(format!("the tests had not ended after {} s and were killed", limit.as_secs()))
+        }
         (_, Some(_)) if tally.failed() > 0 => None,
         (_, Some(code)) => Some(format!("the tests ended with status {code} and no result")),
         (Ended::TimedOut, None) => Some("the machine hung and was stopped".to_owned()),
@@ -233,6 +238,8 @@ impl Accelerator {
 mod tests {
     use super::*;
 
+    const LIMIT: Duration = Duration::from_secs(60);
+
     fn exited() -> Ended {
         Ended::Exited(std::process::ExitStatus::default())
     }
@@ -240,18 +247,24 @@ mod tests {
     #[test]
     fn a_machine_that_dies_or_hangs_is_a_problem() {
         let none = Tally::default();
-        assert!(problem(&exited(), Some(0), &none).is_none());
-        assert!(problem(&exited(), None, &none).is_some_and(|text| text.contains("panic")));
-        assert!(problem(&Ended::TimedOut, None, &none).is_some_and(|text| text.contains("hung")));
-        assert!(problem(&exited(), Some(137), &none).is_some_and(|text| text.contains("killed")));
-        assert!(problem(&exited(), Some(101), &none).is_some_and(|text| text.contains("101")));
+        assert!(problem(&exited(), Some(0), LIMIT, &none).is_none());
+        assert!(problem(&exited(), None, LIMIT, &none).is_some_and(|text| text.contains("panic")));
+        assert!(
+            problem(&Ended::TimedOut, None, LIMIT, &none).is_some_and(|text| text.contains("hung"))
+        );
+        assert!(
+            problem(&exited(), Some(137), LIMIT, &none).is_some_and(|text| text.contains("killed"))
+        );
+        assert!(
+            problem(&exited(), Some(101), LIMIT, &none).is_some_and(|text| text.contains("101"))
+        );
     }
 
     #[test]
     fn a_status_that_a_failed_test_explains_is_none() {
         let mut failed = Tally::default();
         failed.fail("it broke");
-        assert!(problem(&exited(), Some(101), &failed).is_none());
+        assert!(problem(&exited(), Some(101), LIMIT, &failed).is_none());
     }
 
     #[test]

@@ -32,8 +32,10 @@ impl Addr {
 
     /// Whether this is an IPv4 address (in its mapped form).
     #[inline(always)]
-    pub const fn is_v4(&self) -> bool {
-        matches!(self.octets, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, _, _, _, _])
+    pub fn is_v4(&self) -> bool {
+        // In words and in one comparison: of twelve, the verifier of the kernel would follow each.
+        let [first, second, third, _]: &[u32; 4] = bytemuck::must_cast_ref(self);
+        first | second | (third ^ u32::from_ne_bytes([0, 0, 0xff, 0xff])) == 0
     }
 
     /// The last four bytes: of an IPv4 address, the address.
@@ -44,7 +46,8 @@ impl Addr {
     }
 
     /// Whether this is 127.0.0.0/8 or `::1`.
-    pub const fn is_loopback(&self) -> bool {
+    #[inline(always)]
+    pub fn is_loopback(&self) -> bool {
         if self.is_v4() {
             self.octets[12] == 127
         } else {

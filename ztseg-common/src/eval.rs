@@ -8,7 +8,7 @@
 use crate::key::{EntryKey, IDENTITY_NOBODY, PORT_ANY, PeerKind, SHAPES, SUBJECT_ANY};
 use crate::value::{
     Action, Entry, Fallback, Isolation, MAX_FALLBACKS, Peer, RANK_EXPIRES, RULE_LOG, RULE_REJECT,
-    Rule, Subject, Tier,
+    Rule, SUBJECT_FAILSAFE, Subject, Tier, WORKLOAD_HOST, Workload,
 };
 use crate::verdict::{Direction, Reason, Verdict};
 
@@ -35,6 +35,18 @@ pub trait Lookup {
     #[inline(always)]
     fn alive(&self, rank: u32) -> u32 {
         alive(self, rank)
+    }
+
+    /// Takes what the entry of one shape has that is better; overridden as [`Self::alive`] is.
+    #[inline(always)]
+    fn look(&self, best: &mut Best, shape: u32) {
+        best.look(self, shape);
+    }
+
+    /// What the best rules come to; overridden as [`Self::alive`] is.
+    #[inline(always)]
+    fn outcome(&self, best: &Best, shadow: bool, isolated: bool) -> Outcome {
+        best.outcome(self, shadow, isolated)
     }
 }
 
@@ -112,6 +124,40 @@ impl Decision {
     }
 }
 
+/// Decides whether a workload may have a packet socket: its frames pass no hook at which a rule could
+/// be asked, and it hears everybody's, so one direction that is isolated is enough to refuse it. `None`:
+/// it may, and nobody has to know. Else what to do and report, and the direction whose isolation it is.
+///
+/// The host and failsafe units keep theirs, for DHCP.
+#[inline(always)]
+pub fn packet_socket(
+    workload: &Workload,
+    subject: Option<Subject>,
+) -> Option<(Decision, Direction)> {
+    let Some(subject) = subject else {
+        let decision = Decision::fixed(Verdict::Deny, Reason::NotInitialised);
+        return Some((decision, Direction::Egress));
+    };
+    if workload.flags & WORKLOAD_HOST != 0 || subject.flags & SUBJECT_FAILSAFE != 0 {
+        return None;
+    }
+    let (ingress, egress) =
+        (Isolation::from_u8(subject.ingress), Isolation::from_u8(subject.egress));
+    let (strictest, direction) = if (egress as u8) <= (ingress as u8) {
+        (egress, Direction::Egress)
+    } else {
+        (ingress, Direction::Ingress)
+    };
+    let decision = match strictest {
+        Isolation::Enforce => Decision::fixed(Verdict::Deny, Reason::PacketSocket),
+        Isolation::Audit => {
+            Decision { audit: true, ..Decision::fixed(Verdict::Allow, Reason::PacketSocket) }
+        }
+        Isolation::Open => return None,
+    };
+    Some((decision, direction))
+}
+
 /// Decides one flow at one end.
 #[inline(always)]
 pub fn decide<L: Lookup>(policy: &L, query: &Query) -> Decision {
@@ -123,21 +169,21 @@ pub fn decide<L: Lookup>(policy: &L, query: &Query) -> Decision {
         Direction::Egress => (subject.egress, subject.egress_shapes),
     };
     let isolation = Isolation::from_u8(isolation);
-    let mut best = Best { effective: [NONE; 3], shadow: [NONE; 3] };
+    let mut best = Best::new(query);
     if shapes != 0 {
         let port = policy.port_class(query.port_slot);
         if port == PORT_ANY {
             return Decision::fixed(Verdict::Deny, Reason::NotInitialised);
         }
-        best.collect(policy, query, shapes, port);
+        best.collect(policy, shapes, port);
     }
-    let effective = outcome(policy, &best.effective, isolation == Isolation::Enforce);
+    let effective = policy.outcome(&best, false, isolation == Isolation::Enforce);
     let (mut found, mut end, mut audit) = (effective, effective.end, false);
     // The shadow evaluation differs only where something is in audit mode.
     if effective.verdict == Verdict::Allow
         && (isolation == Isolation::Audit || best.effective != best.shadow)
     {
-        let shadow = outcome(policy, &best.shadow, isolation != Isolation::Open);
+        let shadow = policy.outcome(&best, true, isolation != Isolation::Open);
         end = earlier(end, shadow.end);
         if shadow.verdict == Verdict::Deny {
             (found, audit) = (shadow, true);
@@ -174,41 +220,76 @@ fn earlier(a: u64, b: u64) -> u64 {
 
 const NONE: u32 = u32::MAX;
 
-/// The best ranks found so far, by tier, less one: so that "none" is the largest value.
-struct Best {
+/// The best ranks found so far, by tier, less one: so that "none" is the largest value. And what they
+/// are looked for by.
+///
+/// In the kernel a subprogram gets it by reference: it is without padding.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Best {
     effective: [u32; 3],
     shadow: [u32; 3],
+    subject: u32,
+    identity: u32,
+    address: u32,
+    port: u16,
+    direction: u16,
 }
 
 impl Best {
     #[inline(always)]
-    fn collect<L: Lookup>(&mut self, policy: &L, query: &Query, shapes: u16, port: u16) {
-        // One key, changed in place: in the kernel it lies on a stack of 512 bytes.
-        let mut key = EntryKey { direction: query.direction as u8, ..EntryKey::default() };
-        for (subject, shapes) in [(query.subject, shapes), (SUBJECT_ANY, shapes >> SHAPES)] {
-            key.subject = subject;
-            for kind in [PeerKind::Identity, PeerKind::Address, PeerKind::Any] {
-                key.kind = kind as u8;
-                key.peer = match kind {
-                    PeerKind::Identity => query.peer.identity,
-                    PeerKind::Address => query.peer.address,
-                    PeerKind::Any => 0,
-                };
-                for port in [PORT_ANY, port] {
-                    key.port = port;
-                    if shapes & key.shape() != 0
-                        && let Some(entry) = policy.entry(&key)
-                    {
-                        self.merge(policy, entry);
-                    }
-                }
+    fn new(query: &Query) -> Self {
+        Self {
+            effective: [NONE; 3],
+            shadow: [NONE; 3],
+            subject: query.subject,
+            identity: query.peer.identity,
+            address: query.peer.address,
+            port: PORT_ANY,
+            direction: query.direction as u16,
+        }
+    }
+
+    #[inline(always)]
+    fn collect<L: Lookup>(&mut self, policy: &L, shapes: u16, port: u16) {
+        self.port = port;
+        for shape in 0..2 * SHAPES {
+            if shapes & 1 << shape != 0 {
+                policy.look(self, shape);
             }
         }
     }
 
-    /// A function of its own for its stack frame in the kernel.
-    #[inline(never)]
-    fn merge<L: Lookup>(&mut self, policy: &L, entry: &Entry) {
+    /// See [`Lookup::look`]. `shape` is the number of a bit in a subject's mask.
+    #[inline(always)]
+    pub fn look<L: Lookup + ?Sized>(&mut self, policy: &L, shape: u32) {
+        let (subject, shape) =
+            if shape < SHAPES { (self.subject, shape) } else { (SUBJECT_ANY, shape - SHAPES) };
+        let (kind, peer) = match shape >> 1 {
+            0 => (PeerKind::Identity, self.identity),
+            1 => (PeerKind::Address, self.address),
+            _ => (PeerKind::Any, 0),
+        };
+        let key = EntryKey {
+            subject,
+            peer,
+            port: if shape & 1 == 0 { PORT_ANY } else { self.port },
+            kind: kind as u8,
+            direction: self.direction.to_le_bytes()[0],
+        };
+        if let Some(entry) = policy.entry(&key) {
+            self.merge(policy, entry);
+        }
+    }
+
+    /// See [`Lookup::outcome`].
+    #[inline(always)]
+    pub fn outcome<L: Lookup + ?Sized>(&self, policy: &L, shadow: bool, isolated: bool) -> Outcome {
+        outcome(policy, if shadow { &self.shadow } else { &self.effective }, isolated)
+    }
+
+    #[inline(always)]
+    fn merge<L: Lookup + ?Sized>(&mut self, policy: &L, entry: &Entry) {
         for (tier, ranks) in entry.tiers.iter().enumerate() {
             let (mut effective, mut shadow) = (ranks.effective, ranks.shadow);
             if (effective | shadow) & RANK_EXPIRES != 0 {
@@ -231,18 +312,20 @@ fn lower(a: u32, b: u32) -> u32 {
 }
 
 /// What the tiers' best rules come to.
-#[derive(Clone, Copy)]
-struct Outcome {
-    verdict: Verdict,
-    reason: Reason,
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    /// What happens.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: Reason,
     /// Of the rule that decided; zero for none.
-    rank: u32,
+    pub rank: u32,
     /// When the first of the rules that had a part in it ends; zero for never.
-    end: u64,
+    pub end: u64,
 }
 
 #[inline(always)]
-fn outcome<L: Lookup>(policy: &L, best: &[u32; 3], isolated: bool) -> Outcome {
+fn outcome<L: Lookup + ?Sized>(policy: &L, best: &[u32; 3], isolated: bool) -> Outcome {
     const APPLICATION: usize = Tier::Application as usize;
     let mut end = 0;
     for (tier, rank) in best.iter().enumerate() {
@@ -274,232 +357,4 @@ fn outcome<L: Lookup>(policy: &L, best: &[u32; 3], isolated: bool) -> Outcome {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-    use std::vec::Vec;
-
-    use super::*;
-    use crate::key::{ADDRESS_UNKNOWN, IDENTITY_UNKNOWN, PORT_UNNAMED, shape};
-    use crate::value::{Ranks, SUBJECT_REJECT_EGRESS, SUBJECT_REJECT_INGRESS};
-
-    #[derive(Default)]
-    struct Table {
-        subjects: Vec<Subject>,
-        entries: BTreeMap<EntryKey, Entry>,
-        rules: Vec<Rule>,
-        fallbacks: Vec<Fallback>,
-        now: u64,
-    }
-
-    impl Lookup for Table {
-        fn subject(&self, class: u32) -> Option<Subject> {
-            self.subjects.get(class as usize).copied()
-        }
-        fn port_class(&self, slot: u32) -> u16 {
-            if slot == 0 { 0 } else { PORT_UNNAMED }
-        }
-        fn entry(&self, key: &EntryKey) -> Option<&Entry> {
-            self.entries.get(key)
-        }
-        fn rule(&self, rank: u32) -> Option<&Rule> {
-            self.rules.get(rank as usize)
-        }
-        fn fallback(&self, index: u32) -> Option<Fallback> {
-            self.fallbacks.get(index as usize).copied()
-        }
-        fn now(&self) -> u64 {
-            self.now
-        }
-    }
-
-    fn subject(isolation: Isolation, shapes: u16) -> Subject {
-        Subject { ingress: isolation as u8, ingress_shapes: shapes, ..Subject::default() }
-    }
-
-    fn rule(action: Action) -> Rule {
-        Rule { action: action as u8, ..Rule::default() }
-    }
-
-    fn query() -> Query {
-        let peer = Peer { identity: IDENTITY_UNKNOWN, address: ADDRESS_UNKNOWN };
-        Query { subject: 0, peer, port_slot: 1, direction: Direction::Ingress }
-    }
-
-    fn any_key() -> EntryKey {
-        EntryKey { kind: PeerKind::Any as u8, direction: 1, ..EntryKey::default() }
-    }
-
-    fn tiers(list: &[(Tier, u32, u32)]) -> Entry {
-        let mut entry = Entry::default();
-        for (tier, effective, shadow) in list {
-            entry.tiers[*tier as usize] = Ranks { effective: *effective, shadow: *shadow };
-        }
-        entry
-    }
-
-    fn table(isolation: Isolation, entry: Entry, actions: &[Action]) -> Table {
-        let mut rules = std::vec![Rule::default()];
-        rules.extend(actions.iter().map(|a| rule(*a)));
-        let shapes = shape(PeerKind::Any as u8, false);
-        Table {
-            subjects: std::vec![subject(isolation, shapes)],
-            entries: [(any_key(), entry)].into(),
-            rules,
-            ..Table::default()
-        }
-    }
-
-    #[test]
-    fn what_is_not_initialised_denies() {
-        let d = decide(&Table::default(), &query());
-        assert_eq!((d.verdict, d.reason), (Verdict::Deny, Reason::NotInitialised));
-        let zeroed = Table { subjects: std::vec![Subject::default()], ..Table::default() };
-        assert_eq!(decide(&zeroed, &query()).reason, Reason::Isolation);
-        let no_rule = table(Isolation::Open, tiers(&[(Tier::Application, 5, 5)]), &[]);
-        assert_eq!(decide(&no_rule, &query()).reason, Reason::NotInitialised);
-        let t = table(Isolation::Open, Entry::default(), &[]);
-        assert_eq!(decide(&t, &Query { port_slot: 0, ..query() }).reason, Reason::NotInitialised);
-    }
-
-    #[test]
-    fn isolation_decides_without_a_rule() {
-        for (isolation, verdict, reason, audit) in [
-            (Isolation::Enforce, Verdict::Deny, Reason::Isolation, false),
-            (Isolation::Audit, Verdict::Allow, Reason::Isolation, true),
-            (Isolation::Open, Verdict::Allow, Reason::NoIsolation, false),
-        ] {
-            let d = decide(&table(isolation, Entry::default(), &[]), &query());
-            assert_eq!((d.verdict, d.reason, d.audit), (verdict, reason, audit));
-        }
-    }
-
-    #[test]
-    fn a_deny_in_audit_mode_reports_and_passes() {
-        let entry = tiers(&[(Tier::Application, 2, 1)]);
-        let t = table(Isolation::Enforce, entry, &[Action::Deny, Action::Allow]);
-        let d = decide(&t, &query());
-        assert_eq!((d.verdict, d.reason, d.rule, d.audit), (Verdict::Allow, Reason::Rule, 1, true));
-    }
-
-    #[test]
-    fn a_pass_leads_to_the_next_tier() {
-        let entry = tiers(&[(Tier::Admin, 1, 1), (Tier::Application, 2, 2)]);
-        let t = table(Isolation::Open, entry, &[Action::Pass, Action::Deny]);
-        let d = decide(&t, &query());
-        assert_eq!((d.verdict, d.rule), (Verdict::Deny, 2));
-    }
-
-    #[test]
-    fn entries_for_every_subject_count_too() {
-        let mut t = table(Isolation::Open, tiers(&[(Tier::Application, 2, 2)]), &[Action::Deny]);
-        t.rules.push(rule(Action::Allow));
-        let key = EntryKey { subject: SUBJECT_ANY, ..any_key() };
-        t.entries.insert(key, tiers(&[(Tier::Application, 1, 1)]));
-        t.subjects.push(t.subjects[0]);
-        let own = EntryKey { subject: 1, ..any_key() };
-        t.entries.insert(own, t.entries[&key]);
-        let q = Query { subject: 1, ..query() };
-        assert_eq!(decide(&t, &q).rule, 1);
-        t.subjects[1].ingress_shapes <<= SHAPES;
-        assert_eq!(decide(&t, &q).rule, 1);
-        t.subjects[1].ingress_shapes = 0;
-        assert_eq!(decide(&t, &q).reason, Reason::NoIsolation);
-    }
-
-    /// An allow rule until 10, a deny rule until 20, then isolation.
-    fn expiring() -> Table {
-        let first = RANK_EXPIRES | 1;
-        let mut t = table(
-            Isolation::Enforce,
-            tiers(&[(Tier::Application, first, first)]),
-            &[Action::Allow, Action::Deny],
-        );
-        t.rules[1].expires = 10;
-        t.rules[2].expires = 20;
-        let next = RANK_EXPIRES | 2;
-        t.fallbacks = std::vec![
-            Fallback::default(),
-            Fallback { rank: 1, next },
-            Fallback { rank: 2, next: 0 },
-        ];
-        t
-    }
-
-    #[test]
-    fn a_rule_that_is_over_leaves_the_decision_to_the_next_one() {
-        for (now, verdict, rule, keep) in [
-            (0, Verdict::Allow, 1, Keep::UntilExpired),
-            (9, Verdict::Allow, 1, Keep::UntilExpired),
-            (10, Verdict::Deny, 2, Keep::UntilExpired),
-            (20, Verdict::Deny, 0, Keep::UntilChanged),
-        ] {
-            let d = decide(&Table { now, ..expiring() }, &query());
-            assert_eq!((d.verdict, d.rule, d.keep), (verdict, rule, keep), "at {now}");
-        }
-    }
-
-    #[test]
-    fn what_hangs_on_the_end_of_another_rule_is_not_kept() {
-        let mut t = expiring();
-        t.rules[1].action = Action::Pass as u8;
-        let first = RANK_EXPIRES | 1;
-        let entry = tiers(&[(Tier::Admin, first, first), (Tier::Application, 3, 3)]);
-        t.entries.insert(any_key(), entry);
-        t.rules.push(rule(Action::Allow));
-        t.fallbacks[1].next = 0;
-        let d = decide(&t, &query());
-        assert_eq!((d.verdict, d.rule, d.keep), (Verdict::Allow, 3, Keep::Never));
-        let d = decide(&Table { now: 10, ..t }, &query());
-        assert_eq!((d.verdict, d.rule, d.keep), (Verdict::Allow, 3, Keep::UntilChanged));
-    }
-
-    #[test]
-    fn a_chain_that_never_ends_denies() {
-        let mut t = Table { now: 99, ..expiring() };
-        t.fallbacks[2].next = RANK_EXPIRES | 1;
-        assert_eq!(decide(&t, &query()).reason, Reason::NotInitialised);
-    }
-
-    #[test]
-    fn the_lower_number_without_a_branch() {
-        let numbers = [0, 1, 2, 0x7fff_ffff, 0x8000_0000, u32::MAX - 1, u32::MAX];
-        for a in numbers {
-            for b in numbers {
-                assert_eq!(lower(a, b), a.min(b), "{a} {b}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_deny_that_rejects_says_so() {
-        let mut t = table(Isolation::Open, tiers(&[(Tier::Application, 1, 1)]), &[Action::Deny]);
-        t.rules[1].flags = RULE_REJECT;
-        assert!(decide(&t, &query()).reject);
-        t.rules[1].action = Action::Allow as u8;
-        assert!(!decide(&t, &query()).reject);
-    }
-
-    #[test]
-    fn an_isolation_that_rejects_says_so_for_its_direction_alone() {
-        let mut t = table(Isolation::Enforce, Entry::default(), &[]);
-        for (flags, reject) in [(SUBJECT_REJECT_INGRESS, true), (SUBJECT_REJECT_EGRESS, false)] {
-            t.subjects[0].flags = flags;
-            assert_eq!(decide(&t, &query()).reject, reject);
-        }
-        // What passes is told nothing, and what a rule denies is the rule's to say.
-        t.subjects[0].flags = SUBJECT_REJECT_INGRESS;
-        t.subjects[0].ingress = Isolation::Audit as u8;
-        assert!(!decide(&t, &query()).reject);
-        let mut t = table(Isolation::Enforce, tiers(&[(Tier::Application, 1, 1)]), &[Action::Deny]);
-        t.subjects[0].flags = SUBJECT_REJECT_INGRESS;
-        assert!(!decide(&t, &query()).reject);
-    }
-
-    #[test]
-    fn baseline_is_looked_at_only_where_nothing_isolates() {
-        let entry = tiers(&[(Tier::Baseline, 1, 1)]);
-        for (isolation, rule) in [(Isolation::Open, 1), (Isolation::Enforce, 0)] {
-            assert_eq!(decide(&table(isolation, entry, &[Action::Deny]), &query()).rule, rule);
-        }
-    }
-}
+mod tests;

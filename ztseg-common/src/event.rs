@@ -46,7 +46,8 @@ pub struct Event {
     pub hook: u8,
     /// A [`crate::verdict::Direction`]: of the flow, not of the packet.
     pub direction: u8,
-    /// IP protocol number; zero when the packet could not be read so far.
+    /// IP protocol number; zero when the packet could not be read so far. At
+    /// [`crate::verdict::Hook::SocketCreate`] the address family (`AF_PACKET`, `AF_XDP`) instead.
     pub protocol: u8,
     /// TCP flags of the packet (RFC 9293 section 3.1, CWR to FIN), zero otherwise.
     pub tcp_flags: u8,

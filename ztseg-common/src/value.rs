@@ -14,7 +14,7 @@ pub struct Workload {
     pub subject: u32,
     /// Identity class: how rules see it where it is the peer.
     pub identity: u32,
-    /// [`WORKLOAD_HOST_SIDE`]; set by the datapath, for interfaces.
+    /// [`WORKLOAD_HOST_SIDE`], [`WORKLOAD_HOST`]; set by the datapath.
     pub flags: u32,
     /// Zero.
     pub zero: u32,
@@ -23,6 +23,8 @@ pub struct Workload {
 /// Flag of a [`Workload`]: the workload is this host's side of the interface (a network card), so
 /// packets of local sockets have been judged at the cgroup hooks.
 pub const WORKLOAD_HOST_SIDE: u32 = 1;
+/// Flag of a [`Workload`]: it is the host, the root of the cgroups that are enforced.
+pub const WORKLOAD_HOST: u32 = 2;
 
 /// What a direction of a subject class does when no rule matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,7 +58,7 @@ pub struct Subject {
     pub ingress: u8,
     /// An [`Isolation`], for egress.
     pub egress: u8,
-    /// [`SUBJECT_REJECT_INGRESS`], [`SUBJECT_REJECT_EGRESS`].
+    /// [`SUBJECT_REJECT_INGRESS`], [`SUBJECT_REJECT_EGRESS`], [`SUBJECT_FAILSAFE`].
     pub flags: u16,
     /// Which shapes of entries there are for ingress ([`crate::key::shape`]): of this class in the
     /// lower bits, of [`crate::key::SUBJECT_ANY`] shifted up by [`crate::key::SHAPES`].
@@ -69,6 +71,9 @@ pub struct Subject {
 pub const SUBJECT_REJECT_INGRESS: u16 = 1;
 /// Flag of a [`Subject`]: the same on egress.
 pub const SUBJECT_REJECT_EGRESS: u16 = 2;
+/// Flag of a [`Subject`]: its failsafe ports stay open whatever the policy says, and so do its packet
+/// sockets, by which a DHCP client asks.
+pub const SUBJECT_FAILSAFE: u16 = 4;
 
 impl Subject {
     /// Whether who meets the isolation of a direction is told so.
@@ -141,6 +146,17 @@ pub enum Tier {
     Baseline = 2,
 }
 
+impl Tier {
+    /// The name that policies and documents use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Application => "application",
+            Self::Baseline => "baseline",
+        }
+    }
+}
+
 /// A verdict entry.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
@@ -162,6 +178,15 @@ pub enum Action {
 }
 
 impl Action {
+    /// The name that policies and documents use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Deny => "deny",
+            Self::Allow => "allow",
+            Self::Pass => "pass",
+        }
+    }
+
     /// From its number in a map; zero and anything unknown is a deny.
     #[inline(always)]
     pub const fn from_u8(n: u8) -> Self {

@@ -19,6 +19,14 @@ impl Direction {
             _ => None,
         }
     }
+
+    /// The stable name that events, policies and documents use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
 }
 
 /// What happens to a packet. There is no default: code that forgets to decide does not compile.
@@ -114,6 +122,8 @@ reasons! {
     /// The packet's source is another workload's: a socket of this host, or an address behind
     /// another interface; or it is this host's own.
     BorrowedSource = 29, "borrowed-source";
+    /// A packet socket of an isolated workload: what it sends passes no hook that judges.
+    PacketSocket = 30, "packet-socket";
     /// A map value that must be there is not: the policy is incomplete, so nothing passes.
     NotInitialised = 32, "not-initialised";
 }
@@ -138,11 +148,13 @@ pub enum Hook {
     TcFromWorkload = 7,
     /// TC, packets that go to the workload
     TcToWorkload = 8,
+    /// BPF LSM, `socket_create`
+    SocketCreate = 9,
 }
 
 impl Hook {
     /// Every hook, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Connect4,
         Self::Connect6,
         Self::Sendmsg4,
@@ -151,6 +163,7 @@ impl Hook {
         Self::CgroupEgress,
         Self::TcFromWorkload,
         Self::TcToWorkload,
+        Self::SocketCreate,
     ];
 
     /// From its number in an event.
@@ -169,6 +182,7 @@ impl Hook {
             Self::CgroupEgress => "cgroup-egress",
             Self::TcFromWorkload => "tc-from-workload",
             Self::TcToWorkload => "tc-to-workload",
+            Self::SocketCreate => "socket-create",
         }
     }
 }

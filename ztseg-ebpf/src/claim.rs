@@ -12,11 +12,10 @@ use ztseg_common::verdict::{Hook, Reason, Verdict};
 
 use crate::flow::Flow;
 use crate::judge::{Outcome, report, ztseg_decide};
-use crate::maps::{SOCKETS, control};
-use crate::peer::{Held, Route, route};
+use crate::peer::{self, HAS_FLOW, Owner, Route, TO_PEER, TO_SUBJECT, route, ztseg_by_address};
 use crate::skb::{COPY, Skb, Sock, ztseg_parse_socket};
 use crate::socket::LOOPBACK;
-use crate::{flows, translation, workload};
+use crate::{flows, translation};
 
 /// Whether nothing below can be amiss with a datagram of a flow that was judged: on loopback sockets
 /// are who they are, not addresses, and the kernel's copies for this host are the sender's, too.
@@ -84,17 +83,13 @@ pub fn is_connected_elsewhere(sk: Sock, packet: &Packet) -> bool {
 pub extern "C" fn ztseg_source_is_anothers(skb: *mut __sk_buff, flow: *const Flow) -> u32 {
     // SAFETY: the verifier checks that the caller's flow is memory of this size.
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 1 };
-    let Some(control) = control() else { return 1 };
-    let (from, to) = ((flow.remote(), flow.remote_port()), (flow.local(), flow.local_port()));
-    let Some(held) = Held::lookup(skb.cast(), flow.packet.protocol, from, to) else {
+    let Some(owner) = Owner::of(skb, flow, TO_SUBJECT) else {
         // What is translated on its way has ends, before and behind, that no socket has.
         let sender = translation::ztseg_sender(flow, 0);
         return u32::from(sender != 0 && sender != flow.workload)
             | translation::ztseg_answers_for_another(skb, flow);
     };
-    let found = workload::of_socket(control, flow.policy(), held.sock());
-    held.release();
-    u32::from(found.is_none_or(|found| found.key != flow.workload))
+    u32::from(owner.key != flow.workload)
 }
 
 /// Whether the socket at the other end of a loopback flow is now another workload's than `peer`,
@@ -108,37 +103,23 @@ pub extern "C" fn ztseg_peer_changed(
 ) -> u32 {
     // SAFETY: the verifier checks that the caller's flow is memory of this size.
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 1 };
-    let Some(control) = control() else { return 1 };
-    let (from, to) = ((flow.local(), flow.local_port()), (flow.remote(), flow.remote_port()));
-    let Some(held) = Held::lookup(skb.cast(), flow.packet.protocol, from, to) else {
+    let Some(owner) = Owner::of(skb, flow, TO_PEER) else {
         // Its last packets are on the way; or it is another's, whose socket is connected elsewhere.
         let sender = if flow.is_outbound() { 0 } else { translation::ztseg_sender(flow, 0) };
         return u32::from(sender != 0 && sender != peer);
     };
-    let found = workload::of_socket(control, flow.policy(), held.sock());
-    held.release();
-    u32::from(found.map_or(0, |found| found.key) != peer)
+    u32::from(owner.key != peer)
 }
 
 /// Whether a socket that could have sent this datagram, which arrives over loopback, did: its egress
 /// hook has judged the flow. A port can be shared (`SO_REUSEADDR`, `SO_REUSEPORT`), and then the one
 /// that is found may be innocent.
 #[inline(always)]
-pub fn has_sent(sk: Sock, flow: &Flow, sender: WorkloadKey) -> bool {
-    if flow.packet.protocol != proto::UDP || flow.is_outbound() {
-        return true;
-    }
-    let mut netns = 0;
-    if let Some(state) = SOCKETS.get(sk.raw, false) {
-        netns = state.netns as u32;
-        if state.stamp == flow.stamp
-            && state.remote_port == flow.local_port()
-            && state.remote == *flow.local()
-        {
-            return true;
-        }
-    }
-    flows::has(&flow.packet, Place::new(sender, netns, proto::UDP))
+pub fn has_sent(owner: &Owner, flow: &Flow) -> bool {
+    flow.packet.protocol != proto::UDP
+        || flow.is_outbound()
+        || owner.flags & HAS_FLOW != 0
+        || flows::has(&flow.packet, Place::new(owner.key, owner.netns, proto::UDP))
 }
 
 /// Whether a packet of an interface workload is refused for its source; reports it. A function of its
@@ -169,6 +150,10 @@ pub extern "C" fn ztseg_forged_source(skb: *mut __sk_buff, flow: *const Flow) ->
     // Who has no address yet says so; addresses of a link are on every link.
     let o = &source.octets;
     let of_the_link = o[0] == 0xfe && o[1] & 0xc0 == 0x80;
+    // What is said to come from this host's inside (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5.3).
+    if source.is_loopback() {
+        return 1;
+    }
     if of_the_link || *source == Addr::UNSPECIFIED || *source == Addr::v4([0; 4]) {
         return 0;
     }
@@ -180,7 +165,7 @@ pub extern "C" fn ztseg_forged_source(skb: *mut __sk_buff, flow: *const Flow) ->
                 && flow.policy().workload(key).is_some_and(|w| w.flags & WORKLOAD_HOST_SIDE == 0);
             u32::from(is_anothers)
         }
-        Route::NotForwarded => 1,
+        Route::NotForwarded => u32::from(peer::is_of_this_host(skb, source)),
         Route::Unknown => 0,
     }
 }
@@ -212,16 +197,9 @@ pub fn is_denied_copy(skb: &Skb, stamp: u64) -> bool {
 pub extern "C" fn ztseg_copy_sender(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
     // SAFETY: the verifier checks that the caller's flow is memory of this size.
     let Some(flow) = (unsafe { flow.as_mut() }) else { return 0 };
-    let Some(control) = control() else { return 0 };
-    let (from, to) = ((flow.remote(), flow.remote_port()), (flow.local(), flow.local_port()));
-    let Some(held) = Held::lookup(skb.cast(), proto::UDP, from, to) else { return 0 };
-    let found = workload::of_socket(control, flow.policy(), held.sock());
-    held.release();
-    let Some(sender) = found else { return 0 };
-    flow.workload = sender.key;
-    flow.subject = sender.workload.subject;
-    let group = flow.policy().peer(&flow.packet.dst);
-    flow.identity = group.identity;
-    flow.address = group.address;
-    1
+    let Some(owner) = Owner::of(skb, flow, TO_SUBJECT) else { return 0 };
+    let Some(sender) = flow.policy().workload(owner.key) else { return 0 };
+    flow.workload = owner.key;
+    flow.subject = sender.subject;
+    ztseg_by_address(flow)
 }

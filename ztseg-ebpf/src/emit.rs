@@ -7,7 +7,8 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_coarse_ns, bpf_ringbuf_query,
+    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
+    bpf_ringbuf_query,
 };
 use ztseg_common::event::{Counter, EVENT_VERSION, Event, EventKind};
 use ztseg_common::value::{Control, generation};
@@ -86,7 +87,7 @@ fn count_and_report<const CALL: bool>(flow: *const Flow, outcome: u64) -> u32 {
 #[inline(always)]
 fn report<const CALL: bool>(control: &Control, flow: &Flow, kind: EventKind, outcome: Outcome) {
     let (reason, rule) = (outcome.reason(), outcome.rule());
-    let window = window();
+    let window = window::<CALL>();
     let hash = fold_hash(flow, reason, rule);
     let Some(fold) = FOLDS.get_ptr_mut(hash as u32 & (FOLD_SLOTS - 1)) else { return };
     // SAFETY: this CPU's slot. An interrupt may change it in between; then an event's `count` is
@@ -164,7 +165,7 @@ pub fn fold_again(hash: u64) -> bool {
     let Some(fold) = FOLDS.get_ptr_mut(hash as u32 & (FOLD_SLOTS - 1)) else { return false };
     // SAFETY: as in `report`.
     let fold = unsafe { &mut *fold };
-    if fold.hash != hash || fold.window != window() {
+    if fold.hash != hash || fold.window != window::<false>() {
         return false;
     }
     fold.folded = fold.folded.wrapping_add(1);
@@ -172,11 +173,13 @@ pub fn fold_again(hash: u64) -> bool {
     true
 }
 
-/// The "second" that it is.
+/// The "second" that it is. For packets by the clock that costs least, which programs of BPF LSM may
+/// not read; the other is the same clock, exact to more than a tick.
 #[inline(always)]
-fn window() -> u32 {
-    // SAFETY: a plain helper call.
-    (unsafe { bpf_ktime_get_coarse_ns() } >> WINDOW_SHIFT) as u32
+fn window<const CALL: bool>() -> u32 {
+    // SAFETY: plain helper calls.
+    let now = unsafe { if CALL { bpf_ktime_get_ns() } else { bpf_ktime_get_coarse_ns() } };
+    (now >> WINDOW_SHIFT) as u32
 }
 
 /// Over what makes two occurrences equal; not the hook, since a handshake passes two. The local port

@@ -124,10 +124,37 @@ fn ethertype_of(skb: &Skb) -> u16 {
     u16::from_be(skb.protocol() as u16)
 }
 
-/// A function of its own for its stack frame.
-#[inline(never)]
+#[inline(always)]
 fn parse_untagged<const LINK_HEADER: u32>(skb: &Skb, packet: &mut Packet) -> u8 {
-    match skb::parse(skb, LINK_HEADER, packet) {
+    let failure = if LINK_HEADER == ETHERNET {
+        ztseg_parse_ethernet(skb.raw, packet)
+    } else {
+        ztseg_parse_raw(skb.raw, packet)
+    };
+    failure as u8
+}
+
+/// Parses behind an Ethernet header. A function of its own for its stack frame.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_parse_ethernet(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
+    // SAFETY: the verifier checks that the caller's packet is memory of this size.
+    let Some(packet) = (unsafe { packet.as_mut() }) else { return Reason::Malformed as u32 };
+    u32::from(parse_carried(&Skb::new(skb), ETHERNET, packet))
+}
+
+/// As [`ztseg_parse_ethernet`], where there is no link header.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_parse_raw(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
+    // SAFETY: the verifier checks that the caller's packet is memory of this size.
+    let Some(packet) = (unsafe { packet.as_mut() }) else { return Reason::Malformed as u32 };
+    u32::from(parse_carried(&Skb::new(skb), RAW_IP, packet))
+}
+
+#[inline(always)]
+fn parse_carried(skb: &Skb, offset: u32, packet: &mut Packet) -> u8 {
+    match skb::parse(skb, offset, packet) {
         0 if !claim::is_what_it_is_carried_as(skb, packet) => Reason::Malformed as u8,
         failure => failure,
     }

@@ -8,7 +8,7 @@ use ztseg_common::verdict::{Reason, Verdict};
 
 use crate::emit::ztseg_report;
 use crate::flow::Flow;
-use crate::peer::{self, ztseg_interface_peer, ztseg_peer};
+use crate::peer::{ztseg_by_address, ztseg_interface_peer, ztseg_peer};
 
 /// The outcome of a judgement, as one word: it crosses calls in a register.
 ///
@@ -128,7 +128,7 @@ impl Outcome {
 /// outcome. The helpers of their hooks differ. Sets the peer's workload and classes in it.
 #[inline(always)]
 pub fn judge<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow) -> Outcome {
-    peer::by_address(flow);
+    ztseg_by_address(flow);
     if INTERFACE {
         ztseg_interface_peer(skb, flow);
     } else {
@@ -166,10 +166,20 @@ pub extern "C" fn ztseg_decide(flow: *mut Flow) -> u64 {
     let query = Query {
         subject: flow.subject,
         peer: flow.peer_classes(),
-        port_slot: port_slot(flow.packet.protocol, flow.service()),
+        port_slot: ztseg_port_slot(flow),
         direction: flow.direction(),
     };
     Outcome::new(&eval::decide(&policy, &query)).bits()
+}
+
+/// The slot of what rules ask for beside the peer. Verified on its own, so that nothing behind it is
+/// followed for each protocol.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_port_slot(flow: *const Flow) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
+    port_slot(flow.packet.protocol, flow.service())
 }
 
 /// One line for a decision, through aya-log.

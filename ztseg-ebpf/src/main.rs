@@ -8,6 +8,7 @@
 //! * [`claim`] holds what packets say of themselves against what the kernel knows
 //! * [`translation`] tells the real ends of what this host translates
 //! * [`syscall`] gives early answers at `connect` and `sendmsg`
+//! * [`packet_socket`] refuses packet sockets, which no other hook sees
 //! * [`reject`] answers at TC where a rule asks for it
 //! * [`interface`] is TC; [`plain`] is the short way for packets of known flows
 //! * [`turn`] says whether another version of these programs decides meanwhile
@@ -45,6 +46,7 @@ mod fragments;
 mod interface;
 mod judge;
 mod maps;
+mod packet_socket;
 mod peer;
 mod plain;
 mod policy;
@@ -57,8 +59,8 @@ mod translation;
 mod turn;
 mod workload;
 
-use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier};
-use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext, TcContext};
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier, lsm_cgroup};
+use aya_ebpf::programs::{LsmContext, SkBuffContext, SockAddrContext, SockContext, TcContext};
 use ztseg_common::verdict::{Hook, Verdict};
 
 use crate::interface::{ETHERNET, Fate, RAW_IP};
@@ -126,6 +128,12 @@ fn ztseg_ingress(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb(egress)]
 fn ztseg_egress(ctx: SkBuffContext) -> i32 {
     cgroup(socket::packet(&Skb::new(ctx.skb.skb), Hook::CgroupEgress))
+}
+
+/// Zero is EPERM to the caller here, too (`__cgroup_bpf_run_lsm_current`, kernel/bpf/cgroup.c).
+#[lsm_cgroup(hook = "socket_create")]
+fn ztseg_packet(ctx: LsmContext) -> i32 {
+    cgroup(packet_socket::create(&ctx))
 }
 
 #[classifier]

@@ -36,9 +36,11 @@ pub static DECIDES: Array<u32, 1> = Array::new();
 #[btf_map]
 pub static PARTY: Array<u32, 1> = Array::new();
 
+/// The workloads of a generation by their keys.
+pub type Workloads = HashMap<u64, Workload, 1, NO_PREALLOC>;
+
 #[btf_map]
-pub static WORKLOADS: ArrayOfMaps<HashMap<u64, Workload, 1, NO_PREALLOC>, SLOTS> =
-    ArrayOfMaps::new();
+pub static WORKLOADS: ArrayOfMaps<Workloads, SLOTS> = ArrayOfMaps::new();
 #[btf_map]
 pub static SUBJECTS: ArrayOfMaps<Array<Subject, 1, INNER_MAP>, SLOTS> = ArrayOfMaps::new();
 #[btf_map]

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::{
 use ztseg_common::addr::{Addr, Port, proto};
 use ztseg_common::key::{IDENTITY_NOBODY, WorkloadKey, workload_interface};
 use ztseg_common::packet::tcp;
-use ztseg_common::value::{Control, WORKLOAD_HOST_SIDE};
+use ztseg_common::value::WORKLOAD_HOST_SIDE;
 
 use crate::flow::Flow;
 use crate::maps::{SOCKETS, control};
@@ -19,11 +19,15 @@ use crate::{claim, workload};
 const CURRENT_NETNS: u64 = u64::MAX;
 
 /// Sets the peer's classes by its address. The first step; what is known better then replaces them.
-#[inline(always)]
-pub fn by_address(flow: &mut Flow) {
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_by_address(flow: *mut Flow) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_mut() }) else { return 0 };
     let peer = flow.policy().peer(flow.remote());
     flow.address = peer.address;
     flow.identity = peer.identity;
+    1
 }
 
 /// Finds the peer's workload, on this host or behind one of its interfaces, and sets it and its
@@ -40,7 +44,7 @@ pub extern "C" fn ztseg_peer(skb: *mut __sk_buff, flow: *mut Flow) -> u32 {
     // Packets between local addresses always travel on the loopback device, and the kernel drops
     // what arrives elsewhere with a local source: only here can the peer's socket be trusted.
     if flow.is_loopback() && matches!(flow.packet.protocol, proto::TCP | proto::UDP) {
-        let mut local = local_socket(skb.cast(), control, flow);
+        let mut local = local_socket(skb, flow);
         // Who asked may have been translated on its way, so that its socket has other ends.
         // And who sent this may have a socket that is connected elsewhere.
         let may_be_noted = if flow.is_outbound() {
@@ -140,6 +144,29 @@ pub enum Route {
 /// Where the routing table takes a packet that comes in by the interface that `skb` is on.
 #[inline(always)]
 pub fn route(skb: *mut __sk_buff, from: &Addr, to: &Addr) -> Route {
+    look_up_route(skb, from, to, 0)
+}
+
+/// Whether an address that is [`Route::NotForwarded`] is one of this host. The kernel says the same of
+/// an address that no route leads to, as all those of machines behind a bridge on a host that has no
+/// default route.
+#[inline(always)]
+pub fn is_of_this_host(skb: *mut __sk_buff, address: &Addr) -> bool {
+    /// `BPF_FIB_LOOKUP_DIRECT`: in the main table alone.
+    const MAIN_TABLE: u32 = 1;
+    /// Nobody's and routed nowhere (RFC 7600 section 4.8): only a default route leads to it.
+    const NOBODY: Addr = Addr::v4([192, 0, 0, 8]);
+    // The main table has the link of this host's address, and not the address: that is in the local
+    // table. IPv4 has both in one as long as there are no rules (`fib_trie_table`, net/ipv4). There a
+    // default route says that all addresses have a route; without one it is left to the kernel, which
+    // takes no packet with a source of its own (`fib_validate_source`, net/ipv4/fib_frontend.c).
+    let (to, flags) = if address.is_v4() { (NOBODY, 0) } else { (*address, MAIN_TABLE) };
+    let from = if address.is_v4() { Addr::v4([0; 4]) } else { Addr::UNSPECIFIED };
+    matches!(look_up_route(skb, &from, &to, flags), Route::Forwarded(_))
+}
+
+#[inline(always)]
+fn look_up_route(skb: *mut __sk_buff, from: &Addr, to: &Addr, flags: u32) -> Route {
     /// `BPF_FIB_LKUP_RET_SUCCESS`, `BPF_FIB_LKUP_RET_NOT_FWDED`
     const FORWARDED: i64 = 0;
     const NOT_FORWARDED: i64 = 4;
@@ -162,7 +189,7 @@ pub fn route(skb: *mut __sk_buff, from: &Addr, to: &Addr) -> Route {
     }
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the struct is initialised and its size is passed.
-    match unsafe { bpf_fib_lookup_helper(skb.cast(), &raw mut route, size, 0) } {
+    match unsafe { bpf_fib_lookup_helper(skb.cast(), &raw mut route, size, flags) } {
         FORWARDED | NO_NEIGHBOUR => Route::Forwarded(route.ifindex),
         NOT_FORWARDED => Route::NotForwarded,
         _ => Route::Unknown,
@@ -238,28 +265,88 @@ enum Local {
 }
 
 #[inline(always)]
-fn local_socket(ctx: *mut core::ffi::c_void, control: &Control, flow: &Flow) -> Local {
+fn local_socket(skb: *mut __sk_buff, flow: &Flow) -> Local {
     // The tuple is a packet that goes to the socket: from our end to the peer's.
-    let Some(sk) = Held::lookup(
-        ctx,
-        flow.packet.protocol,
-        (flow.local(), flow.local_port()),
-        (flow.remote(), flow.remote_port()),
-    ) else {
-        return Local::Nobody;
-    };
+    let Some(owner) = Owner::of(skb, flow, TO_PEER | WITH_STATE) else { return Local::Nobody };
     // The sender of a TCP segment is a connected socket; a listener on its port is somebody else.
-    if !flow.is_outbound() && flow.packet.protocol == proto::TCP && sk.sock().state() == LISTEN {
-        sk.release();
+    if !flow.is_outbound() && flow.packet.protocol == proto::TCP && owner.flags & LISTENS != 0 {
         return Local::Nobody;
     }
-    let found = workload::of_socket(control, flow.policy(), sk.sock());
-    let sent = found.is_none_or(|w| claim::has_sent(sk.sock(), flow, w.key));
-    sk.release();
-    match found {
-        Some(w) if sent => Local::Workload(w.key),
-        _ => Local::Stranger,
+    if owner.key != 0 && claim::has_sent(&owner, flow) {
+        Local::Workload(owner.key)
+    } else {
+        Local::Stranger
     }
+}
+
+/// Whose socket was found, and what it knows of itself.
+#[repr(C)]
+#[derive(Default)]
+pub struct Owner {
+    /// The socket's workload; zero: it lies below none.
+    pub key: WorkloadKey,
+    /// The low half of the network namespace cookie, where it was asked for and is known.
+    pub netns: u32,
+    /// [`LISTENS`], [`HAS_FLOW`]
+    pub flags: u32,
+}
+
+/// The socket listens.
+const LISTENS: u32 = 1;
+/// The socket has judged the flow at its egress hook.
+pub const HAS_FLOW: u32 = 2;
+
+/// The socket that a packet from the subject to its peer arrives at, or the other way round; with what
+/// its state says.
+pub const TO_PEER: u32 = 0;
+pub const TO_SUBJECT: u32 = 1;
+pub const WITH_STATE: u32 = 2;
+
+impl Owner {
+    /// `None`: there is no such socket in this network namespace. `which` is [`TO_PEER`] or
+    /// [`TO_SUBJECT`], and [`WITH_STATE`].
+    #[inline(always)]
+    pub fn of(skb: *mut __sk_buff, flow: &Flow, which: u32) -> Option<Self> {
+        let mut owner = Self::default();
+        (ztseg_owner(skb, flow, which, &raw mut owner) != 0).then_some(owner)
+    }
+}
+
+/// [`Owner::of`]; zero for `None`. Verified once for all who ask: the way through a socket's cgroups is
+/// long, and the verifier follows it for all that is known before.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_owner(
+    skb: *mut __sk_buff,
+    flow: *const Flow,
+    which: u32,
+    owner: *mut Owner,
+) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow and owner are memory of these sizes.
+    let (Some(flow), Some(owner)) = (unsafe { (flow.as_ref(), owner.as_mut()) }) else { return 0 };
+    let Some(control) = control() else { return 0 };
+    let (ours, theirs) = ((flow.local(), flow.local_port()), (flow.remote(), flow.remote_port()));
+    let (from, to) = if which & TO_SUBJECT == 0 { (ours, theirs) } else { (theirs, ours) };
+    let Some(held) = Held::lookup(skb.cast(), flow.packet.protocol, from, to) else { return 0 };
+    if held.sock().state() == LISTEN {
+        owner.flags = LISTENS;
+    }
+    if which & WITH_STATE != 0
+        && let Some(state) = SOCKETS.get(held.sock().raw, false)
+    {
+        owner.netns = state.netns as u32;
+        if state.stamp == flow.stamp
+            && state.remote_port == flow.local_port()
+            && state.remote == *flow.local()
+        {
+            owner.flags |= HAS_FLOW;
+        }
+    }
+    if let Some(found) = workload::of_socket(control, flow.policy(), held.sock()) {
+        owner.key = found.key;
+    }
+    held.release();
+    1
 }
 
 /// A socket that a lookup took a reference on.

@@ -2,12 +2,13 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use ztseg_common::addr::Addr;
-use ztseg_common::eval::{self, Lookup};
+use ztseg_common::eval::{self, Best, Lookup, Outcome};
 use ztseg_common::key::{EntryKey, PORTS_PER_CHUNK};
 use ztseg_common::value::{Entry, Fallback, Peer, Rule, Subject, Workload};
+use ztseg_common::verdict::{Reason, Verdict};
 
 use crate::maps::{
-    ENTRIES, FALLBACKS, HOSTS, PORTS, PREFIXES, RULES, SUBJECTS, TrieKey, WORKLOADS, add,
+    ENTRIES, FALLBACKS, HOSTS, PORTS, PREFIXES, RULES, SUBJECTS, TrieKey, WORKLOADS, Workloads, add,
 };
 
 /// One of the two slots.
@@ -26,14 +27,28 @@ impl Policy {
     #[inline(always)]
     pub fn workload(self, key: u64) -> Option<Workload> {
         // SAFETY: a copy of plain words; the agent replaces values whole.
-        unsafe { WORKLOADS.get(self.slot)?.get(key).copied() }
+        unsafe { self.workloads()?.get(key).copied() }
+    }
+
+    /// The workloads by their keys.
+    #[inline(always)]
+    pub fn workloads(self) -> Option<&'static Workloads> {
+        WORKLOADS.get(self.slot)
     }
 
     /// What the policy knows of an address: the exact host, else the longest prefix.
     #[inline(always)]
     pub fn peer(self, addr: &Addr) -> Peer {
-        let classes = classes_of(self.slot, addr);
-        Peer { identity: (classes >> 32) as u32, address: classes as u32 }
+        // A key must lie on the stack: kernels before 6.2 take none from a subprogram's argument.
+        let key = TrieKey::new(128, *addr);
+        if let Some(hosts) = HOSTS.get(self.slot) {
+            // SAFETY: a copy of plain words; the agent replaces values whole.
+            if let Some(peer) = unsafe { hosts.get(*addr) } {
+                return *peer;
+            }
+        }
+        let found = PREFIXES.get(self.slot).and_then(|trie| trie.get(&key));
+        found.copied().unwrap_or(Peer::UNKNOWN)
     }
 
     /// Whether a rule that expires has ended; one that is not there has.
@@ -97,6 +112,24 @@ impl Lookup for Policy {
     fn alive(&self, rank: u32) -> u32 {
         ztseg_alive(self.slot, rank)
     }
+
+    #[inline(always)]
+    fn look(&self, best: &mut Best, shape: u32) {
+        ztseg_look(self.slot, best, shape);
+    }
+
+    #[inline(always)]
+    fn outcome(&self, best: &Best, shadow: bool, isolated: bool) -> Outcome {
+        let mut end = 0;
+        let bits = ztseg_outcome(self.slot, best, shadow.into(), isolated.into(), &raw mut end);
+        let [_, _, _, _, reason, allow, ..] = bits.to_le_bytes();
+        Outcome {
+            verdict: if allow != 0 { Verdict::Allow } else { Verdict::Deny },
+            reason: Reason::from_u8(reason).unwrap_or(Reason::NotInitialised),
+            rank: bits as u32,
+            end,
+        }
+    }
 }
 
 /// [`Lookup::alive`], verified once on its own.
@@ -106,18 +139,30 @@ pub extern "C" fn ztseg_alive(slot: u32, rank: u32) -> u32 {
     eval::alive(&Policy { slot }, rank)
 }
 
-/// Identity class above, address class below. A function of its own for its stack frame; it returns
-/// a number because the type information of anything larger would be refused.
+/// [`Lookup::look`], likewise.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn classes_of(slot: u32, addr: &Addr) -> u64 {
-    let pack = |peer: &Peer| u64::from(peer.identity) << 32 | u64::from(peer.address);
-    // A key must lie on the stack: kernels before 6.2 take none from a subprogram's argument.
-    let key = TrieKey::new(128, *addr);
-    if let Some(hosts) = HOSTS.get(slot) {
-        // SAFETY: a copy of plain words; the agent replaces values whole.
-        if let Some(peer) = unsafe { hosts.get(*addr) } {
-            return pack(peer);
-        }
-    }
-    PREFIXES.get(slot).and_then(|trie| trie.get(&key)).map_or(pack(&Peer::UNKNOWN), pack)
+pub extern "C" fn ztseg_look(slot: u32, best: *mut Best, shape: u32) -> u32 {
+    // SAFETY: the verifier checks that the caller's ranks are memory of this size.
+    let Some(best) = (unsafe { best.as_mut() }) else { return 0 };
+    best.look(&Policy { slot }, shape);
+    1
+}
+
+/// [`Lookup::outcome`], likewise: its end in `end`, the rest in one number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_outcome(
+    slot: u32,
+    best: *const Best,
+    shadow: u32,
+    isolated: u32,
+    end: *mut u64,
+) -> u64 {
+    // SAFETY: the verifier checks that what the caller gives is memory of these sizes.
+    let (Some(best), Some(end)) = (unsafe { (best.as_ref(), end.as_mut()) }) else { return 0 };
+    let outcome = best.outcome(&Policy { slot }, shadow != 0, isolated != 0);
+    *end = outcome.end;
+    let allow = u64::from(outcome.verdict == Verdict::Allow);
+    allow << 40 | u64::from(outcome.reason as u8) << 32 | u64::from(outcome.rank)
 }

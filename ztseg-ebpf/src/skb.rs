@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_sk_fullsock, bpf_skb_load_bytes};
 use ztseg_common::addr::{Addr, Port};
-use ztseg_common::packet::{self, Packet, Reader};
+use ztseg_common::packet::{self, Packet, Payload, Reader};
 use ztseg_common::verdict::Reason;
 
 /// Offsets above this are never read; it lets the verifier bound every access.
@@ -140,6 +140,46 @@ impl Reader for Skb {
             ztseg_extension(self.raw, start, announced, packet)
         })
     }
+
+    #[inline(always)]
+    fn transport<const QUOTED: bool>(
+        &self,
+        payload: &Payload,
+        packet: &mut Packet,
+    ) -> Result<(), Reason> {
+        as_result(if QUOTED {
+            ztseg_quoted_transport(self.raw, payload.rest(), packet)
+        } else {
+            ztseg_transport(self.raw, payload.rest(), packet)
+        })
+    }
+}
+
+/// The transport header of a packet whose protocol and offset of that header were read; see
+/// [`packet::Payload::rest`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_transport(skb: *mut __sk_buff, rest: u32, packet: *mut Packet) -> u32 {
+    // SAFETY: the verifier checks that the caller's packet is memory of this size.
+    let Some(packet) = (unsafe { packet.as_mut() }) else { return Reason::Malformed as u32 };
+    let payload = Payload::of(packet, rest);
+    packet::transport::<Skb, false>(&Skb::new(skb), &payload, packet)
+        .map_or_else(|reason| reason as u32, |()| 0)
+}
+
+/// As [`ztseg_transport`], in a packet that an ICMP error quotes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_quoted_transport(
+    skb: *mut __sk_buff,
+    rest: u32,
+    packet: *mut Packet,
+) -> u32 {
+    // SAFETY: the verifier checks that the caller's packet is memory of this size.
+    let Some(packet) = (unsafe { packet.as_mut() }) else { return Reason::Malformed as u32 };
+    let payload = Payload::of(packet, rest);
+    packet::transport::<Skb, true>(&Skb::new(skb), &payload, packet)
+        .map_or_else(|reason| reason as u32, |()| 0)
 }
 
 /// What a subprogram of the parser returned: zero, or the number of a reason.

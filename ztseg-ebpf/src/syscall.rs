@@ -18,7 +18,7 @@ use crate::emit::ztseg_report_call;
 use crate::flow::Flow;
 use crate::judge::{Outcome, ztseg_decide};
 use crate::maps::{self, SOCKETS};
-use crate::peer::{self, Held};
+use crate::peer::{Held, ztseg_by_address};
 use crate::policy::Policy;
 use crate::skb::{Sock, addr_of_words};
 use crate::{socket, translation, workload};
@@ -161,7 +161,7 @@ const NOBODY: u32 = 2;
 pub extern "C" fn ztseg_asked(ctx: *mut bpf_sock_addr, flow: *mut Flow) -> u32 {
     // SAFETY: the verifier checks that the caller's flow is memory of this size.
     let Some(flow) = (unsafe { flow.as_mut() }) else { return UNKNOWN };
-    peer::by_address(flow);
+    ztseg_by_address(flow);
     let policy = flow.policy();
     let from = if flow.remote().is_v4() { Addr::v4([0; 4]) } else { Addr::UNSPECIFIED };
     let to = (flow.remote(), flow.remote_port());

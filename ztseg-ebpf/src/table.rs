@@ -21,8 +21,39 @@ use crate::{claim, denied};
 /// Judges a packet by the table, and by the rules where that has no valid verdict; keeps what may be
 /// kept. The flow has its subject and its packet; the role that it turns out to have is set in it.
 /// `INTERFACE` says what kind of workload it is; `there` whether the table may have the flow.
-#[inline(never)]
+#[inline(always)]
 pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there: bool) -> Outcome {
+    Outcome::from_bits(if INTERFACE {
+        ztseg_interface_packet(skb, flow, u32::from(there))
+    } else {
+        ztseg_by_table(skb, flow)
+    })
+}
+
+/// [`packet`] of a cgroup workload, verified once, whatever the caller knows of the flow.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_by_table(skb: *mut __sk_buff, flow: *mut Flow) -> u64 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_mut() }) else { return 0 };
+    judge_packet::<false>(skb, flow, true).bits()
+}
+
+/// [`packet`] of an interface workload, likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_interface_packet(skb: *mut __sk_buff, flow: *mut Flow, there: u32) -> u64 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_mut() }) else { return 0 };
+    judge_packet::<true>(skb, flow, there != 0).bits()
+}
+
+#[inline(always)]
+fn judge_packet<const INTERFACE: bool>(
+    skb: *mut __sk_buff,
+    flow: &mut Flow,
+    there: bool,
+) -> Outcome {
     let Some(control) = control() else { return Outcome::once(Verdict::Deny) };
     // A flow that the table has; not one that a SYN opens anew between the same ends.
     let mut goes_on = false;
@@ -65,7 +96,7 @@ pub fn packet<const INTERFACE: bool>(skb: *mut __sk_buff, flow: &mut Flow, there
             } else {
                 flows::ztseg_insert(flow, outcome.bits());
                 if is_midway(&flow.packet) {
-                    begin(skb, flow);
+                    ztseg_begin(skb, flow);
                 }
             }
         }
@@ -96,6 +127,23 @@ fn another_peer(skb: *mut __sk_buff, flow: &Flow, peer: WorkloadKey) -> bool {
 /// What the packet does to the flow that it belongs to.
 #[inline(always)]
 fn step(skb: *mut __sk_buff, flow: &Flow, state: &mut FlowState) -> Step {
+    match ztseg_step(skb, flow, state) {
+        0 => Step::New,
+        _ => Step::Continue,
+    }
+}
+
+/// As [`step`]: whether it is [`Step::Continue`]. Verified once for all who ask.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_step(skb: *mut __sk_buff, flow: *const Flow, state: *mut FlowState) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow and state are memory of these sizes.
+    let (Some(flow), Some(state)) = (unsafe { (flow.as_ref(), state.as_mut()) }) else { return 0 };
+    u32::from(take_step(skb, flow, state) == Step::Continue)
+}
+
+#[inline(always)]
+fn take_step(skb: *mut __sk_buff, flow: &Flow, state: &mut FlowState) -> Step {
     let (packet, outbound) = (&flow.packet, flow.is_outbound());
     // A later fragment has no header that could say anything of the connection.
     if !matches!(packet.protocol, proto::TCP | proto::SCTP) || packet.is_later_fragment() {
@@ -165,11 +213,14 @@ fn is_midway(packet: &Packet) -> bool {
 
 /// What the first segment of a new flow acknowledges or ends counts, too. A function of its own for
 /// its stack frame.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn begin(skb: *mut __sk_buff, flow: &Flow) {
-    if let Some(state) = flows::again(flow) {
-        let _ = step(skb, flow, state);
-    }
+pub extern "C" fn ztseg_begin(skb: *mut __sk_buff, flow: *const Flow) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
+    let Some(state) = flows::again(flow) else { return 0 };
+    let _ = step(skb, flow, state);
+    1
 }
 
 #[inline(always)]
@@ -205,8 +256,20 @@ pub extern "C" fn ztseg_quotes_flow(skb: *mut __sk_buff, flow: *const Flow) -> u
 
 /// A packet that no rule can be asked about: denied where its direction is isolated or has rules,
 /// and reported with its reason.
-#[inline(never)]
+#[inline(always)]
 pub fn unreadable(skb: &Skb, flow: &mut Flow, reason: Reason) -> Verdict {
+    let outcome = Outcome::from_bits(ztseg_unreadable(flow, reason as u32));
+    report(skb.raw, flow, outcome);
+    outcome.verdict()
+}
+
+/// The [`Outcome::bits`] of [`unreadable`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_unreadable(flow: *mut Flow, reason: u32) -> u64 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_mut() }) else { return 0 };
+    let Some(reason) = Reason::from_u8(reason as u8) else { return 0 };
     if flow.subject == 0
         && let Some(workload) = flow.policy().workload(flow.workload)
     {
@@ -222,6 +285,5 @@ pub fn unreadable(skb: &Skb, flow: &mut Flow, reason: Reason) -> Verdict {
         Isolation::Audit => Decision { audit: true, ..Decision::fixed(Verdict::Allow, reason) },
         Isolation::Open | Isolation::Enforce => Decision::fixed(Verdict::Deny, reason),
     };
-    report(skb.raw, flow, Outcome::new(&decision));
-    decision.verdict
+    Outcome::new(&decision).bits()
 }

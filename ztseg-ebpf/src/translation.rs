@@ -21,11 +21,12 @@ use ztseg_common::key::{MAPPED_UDP, Place, SenderKey, WorkloadKey};
 use ztseg_common::packet::Packet;
 use ztseg_common::state::{FLOW_TRANSLATED, Mapping};
 
+use crate::claim;
 use crate::flow::Flow;
 use crate::flows::{self, now, place};
-use crate::maps::{SENDERS, SOCKETS, control};
-use crate::peer::Held;
-use crate::{claim, workload};
+use crate::maps::SENDERS;
+use crate::peer::{Owner, TO_PEER, WITH_STATE};
+use crate::skb::addr_of_words;
 
 /// Offset of `_nfct` in `struct sk_buff`, set by the loader; zero: not known, and nothing is read.
 #[unsafe(no_mangle)]
@@ -52,7 +53,9 @@ pub const ASKS: u32 = 1;
 pub const ANSWERS: u32 = 2;
 
 /// `struct nf_conntrack_tuple` (`include/net/netfilter/nf_conntrack_tuple.h`).
-#[repr(C)]
+///
+/// Aligned so that it is read in words.
+#[repr(C, align(4))]
 #[derive(Clone, Copy)]
 struct Tuple {
     src: [u8; 16],
@@ -77,11 +80,13 @@ const IS_REPLY: u64 = 3;
 impl Tuple {
     #[inline(always)]
     fn addr(&self, octets: &[u8; 16]) -> Addr {
-        if self.family == AF_INET {
-            Addr::v4([octets[0], octets[1], octets[2], octets[3]])
+        let words = octets.as_chunks::<4>().0;
+        let word = |i: usize| u32::from_ne_bytes(words[i]);
+        addr_of_words(if self.family == AF_INET {
+            [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), word(0)]
         } else {
-            Addr::v6(*octets)
-        }
+            [word(0), word(1), word(2), word(3)]
+        })
     }
 
     /// Whether an address of this tuple is `addr`; word by word, for the small stack.
@@ -300,8 +305,8 @@ pub extern "C" fn ztseg_is_mapped(flow: *const Flow) -> u32 {
     // SAFETY: the verifier checks that the caller's flow is memory of this size.
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
     // Who is asked directly answers directly.
-    let is_mapped = flows::fresh(&flow.packet, false, place(flow)).is_none()
-        && flows::fresh(&flow.packet, false, mapped(flow.workload, flow.netns)).is_some();
+    let is_mapped = !flows::has_fresh(flow, false, place(flow))
+        && flows::has_fresh(flow, false, mapped(flow.workload, flow.netns));
     u32::from(is_mapped)
 }
 
@@ -324,7 +329,7 @@ pub extern "C" fn ztseg_answered(flow: *mut Flow) -> u32 {
     packet.src = mapping.remote;
     packet.dst = mapping.local();
     (packet.src_port, packet.dst_port) = (mapping.remote_port, mapping.local_port);
-    if flows::fresh(packet, false, Place::new(flow.workload, flow.netns, proto::UDP)).is_some() {
+    if flows::has_fresh(flow, false, Place::new(flow.workload, flow.netns, proto::UDP)) {
         return 1;
     }
     // The flow is no longer allowed, or was never answered: this is what it says it is.
@@ -341,13 +346,8 @@ pub extern "C" fn ztseg_answered(flow: *mut Flow) -> u32 {
 pub extern "C" fn ztseg_is_of_a_socket(skb: *mut __sk_buff, flow: *const Flow) -> u32 {
     // SAFETY: the verifier checks that the caller's flow is memory of this size.
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 1 };
-    let Some(control) = control() else { return 1 };
-    let (from, to) = ((flow.local(), flow.local_port()), (flow.remote(), flow.remote_port()));
-    let Some(held) = Held::lookup(skb.cast(), proto::UDP, from, to) else { return 0 };
-    let found = workload::of_socket(control, flow.policy(), held.sock());
-    let sent = found.is_some_and(|found| claim::has_sent(held.sock(), flow, found.key));
-    held.release();
-    u32::from(sent)
+    let Some(owner) = Owner::of(skb, flow, TO_PEER | WITH_STATE) else { return 0 };
+    u32::from(owner.key != 0 && claim::has_sent(&owner, flow))
 }
 
 /// Whether a datagram that a raw socket sends over loopback would be taken for an answer to somebody
@@ -357,20 +357,14 @@ pub extern "C" fn ztseg_is_of_a_socket(skb: *mut __sk_buff, flow: *const Flow) -
 pub extern "C" fn ztseg_answers_for_another(skb: *mut __sk_buff, flow: *const Flow) -> u32 {
     // SAFETY: the verifier checks that the caller's flow is memory of this size.
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 1 };
-    let Some(control) = control() else { return 1 };
     if flow.packet.protocol != proto::UDP {
         return 0;
     }
-    let (from, to) = ((flow.local(), flow.local_port()), (flow.remote(), flow.remote_port()));
-    let Some(held) = Held::lookup(skb.cast(), proto::UDP, from, to) else { return 0 };
-    let found = workload::of_socket(control, flow.policy(), held.sock());
-    let netns = SOCKETS.get(held.sock().raw, false).map_or(0, |state| state.netns as u32);
-    held.release();
-    let Some(found) = found else { return 0 };
-    if found.key == flow.workload {
+    let Some(owner) = Owner::of(skb, flow, TO_PEER | WITH_STATE) else { return 0 };
+    if owner.key == 0 || owner.key == flow.workload {
         return 0;
     }
-    u32::from(flows::fresh(&flow.packet, false, mapped(found.key, netns)).is_some())
+    u32::from(flows::has_fresh(flow, false, mapped(owner.key, owner.netns)))
 }
 
 #[inline(always)]

@@ -23,13 +23,15 @@ pub struct Found {
 /// microsecond ago is found by its ancestors, so there is no window.
 #[inline(always)]
 fn nearest(control: &Control, policy: Policy, id_at: impl Fn(i32) -> u64) -> Option<Found> {
+    let workloads = policy.workloads()?;
     let levels = control.levels;
     let mut level = MAX_CGROUP_LEVEL;
     loop {
         if levels & (1 << level) != 0 {
             let key = id_at(level as i32);
             if key != 0
-                && let Some(workload) = policy.workload(key)
+                // SAFETY: a copy of plain words; the agent replaces values whole.
+                && let Some(&workload) = unsafe { workloads.get(key) }
             {
                 return Some(Found { key, workload });
             }

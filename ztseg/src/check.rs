@@ -1,13 +1,20 @@
-//! `ztseg check` without its command line: load policies, then run their `tests:`.
+//! `ztseg check` and `ztseg test` without their command lines: run the `tests:` of what was loaded.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
-use ztseg_common::verdict::{Direction, Verdict};
+use jiff::Timestamp;
+use ztseg_common::addr::proto;
+use ztseg_common::eval::Decision;
+use ztseg_common::verdict::{Direction, Reason, Verdict};
 
+use crate::image::Image;
+use crate::judge::{EndJudgement, Flow, judge};
 use crate::policy::Loaded;
+use crate::policy::compile::{CompileError, for_questions};
 use crate::policy::diagnostic::{Diagnostic, Diagnostics};
-use crate::policy::resolved::SegmentId;
-use crate::policy::testcase::{Expect, ResolvedTest};
+use crate::policy::resolved::{Isolation, Mode, Resolved, SegmentId};
+use crate::policy::testcase::{Expect, ResolvedTest, TestEnd};
 
 /// What the policy says of a test's flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,20 +47,130 @@ pub enum Because {
     NoIsolation,
 }
 
-/// Runs the tests of a load; one error for each that fails, at its place.
+/// What became of one test.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome<'l> {
+    /// The test.
+    pub test: &'l ResolvedTest,
+    /// Why it failed, at its place; `None` where it holds.
+    pub failure: Option<Diagnostic>,
+}
+
+/// Runs the tests of a load against its own policies; what fails, at its place.
+///
+/// # Errors
+/// The policies do not compile.
+pub fn check(loaded: &Loaded, now: Timestamp) -> Result<Diagnostics, CompileError> {
+    Ok(failures(loaded, &outcomes(loaded, now)?))
+}
+
+/// Runs the tests of a load against its own policies; what became of each, in their order.
+///
+/// # Errors
+/// The policies do not compile.
+pub fn outcomes(loaded: &Loaded, now: Timestamp) -> Result<Vec<Outcome<'_>>, CompileError> {
+    let mut enforced = loaded.resolved.clone();
+    enforce_everything(&mut enforced);
+    let sets = loaded.pods.iter().filter_map(|pod| pod.segments.as_ref());
+    let image = for_questions(&enforced, sets)?;
+    Ok(run_tests(loaded, |test| answer(loaded, &enforced, &image, now, test)))
+}
+
+fn enforce_everything(resolved: &mut Resolved) {
+    for rule in &mut resolved.rules {
+        rule.mode = Mode::Enforce;
+    }
+    for segment in &mut resolved.segments {
+        for isolation in [&mut segment.ingress, &mut segment.egress] {
+            if *isolation == Isolation::Audit {
+                *isolation = Isolation::Enforce;
+            }
+        }
+    }
+}
+
+fn answer(
+    loaded: &Loaded,
+    resolved: &Resolved,
+    image: &Image,
+    now: Timestamp,
+    test: &ResolvedTest,
+) -> Answer {
+    let v4 = is_v4(loaded, test);
+    let flow = Flow {
+        from: loaded.end(test.from, v4),
+        to: loaded.end(test.to, v4),
+        protocol: test.protocol,
+        port: test.port,
+    };
+    match judge(resolved, image, now, &flow) {
+        Some(judgement) => Answer {
+            verdict: judgement.verdict(),
+            ends: judgement.ends().map(|end| explained(resolved, end)).collect(),
+        },
+        // Each segment alone, and each pod's set, has classes in the image; were it otherwise,
+        // nothing would pass.
+        None => Answer { verdict: Verdict::Deny, ends: Vec::new() },
+    }
+}
+
+/// The address family of a test's flow: its protocol's or an address's, else what its pods have.
+fn is_v4(loaded: &Loaded, test: &ResolvedTest) -> bool {
+    let of = |end: TestEnd| match end {
+        TestEnd::Address(address) => Some(address.is_ipv4()),
+        TestEnd::Segment(_) | TestEnd::Pod(_) => None,
+    };
+    let has_v4 = |end: TestEnd| match end {
+        TestEnd::Pod(number) => loaded.pods[number].addresses.iter().any(IpAddr::is_ipv4),
+        TestEnd::Segment(_) | TestEnd::Address(_) => true,
+    };
+    match test.protocol {
+        proto::ICMP => true,
+        proto::ICMPV6 => false,
+        _ => of(test.from).or(of(test.to)).unwrap_or(has_v4(test.from) && has_v4(test.to)),
+    }
+}
+
+fn explained(resolved: &Resolved, end: &EndJudgement<'_>) -> End {
+    let Decision { verdict, reason, rule, .. } = end.decision;
+    let because = match (reason, rule.checked_sub(1)) {
+        (Reason::Rule, Some(index)) => Because::Rule(index as usize),
+        (Reason::Isolation, _) => {
+            let id = |name: &str| {
+                let at = resolved.segments.iter().position(|s| s.name == name)?;
+                u32::try_from(at).ok().map(SegmentId)
+            };
+            Because::Isolation(end.isolating.iter().filter_map(|s| id(&s.name)).collect())
+        }
+        _ => Because::NoIsolation,
+    };
+    End { direction: end.direction, verdict, because }
+}
+
+/// Runs the tests of a load; what became of each, in their order.
 ///
 /// `answer` evaluates one flow as if every policy enforced: a test is about what a policy says, and
 /// audit mode changes only what is done about it. Where an end is a segment it is a workload in
 /// that segment alone.
-pub fn run_tests(loaded: &Loaded, mut answer: impl FnMut(&ResolvedTest) -> Answer) -> Diagnostics {
-    let failed = loaded.tests.iter().filter_map(|test| {
+pub fn run_tests(
+    loaded: &Loaded,
+    mut answer: impl FnMut(&ResolvedTest) -> Answer,
+) -> Vec<Outcome<'_>> {
+    let outcome = |test| {
         let answer = answer(test);
         let expected = match test.expect {
             Expect::Allow => Verdict::Allow,
             Expect::Deny => Verdict::Deny,
         };
-        (answer.verdict != expected).then(|| failure(loaded, test, &answer))
-    });
+        let failed = answer.verdict != expected;
+        Outcome { test, failure: failed.then(|| failure(loaded, test, &answer)) }
+    };
+    loaded.tests.iter().map(outcome).collect()
+}
+
+/// One error for each test that failed.
+pub fn failures(loaded: &Loaded, outcomes: &[Outcome<'_>]) -> Diagnostics {
+    let failed = outcomes.iter().filter_map(|outcome| outcome.failure.clone());
     Diagnostics::new(&loaded.sources, failed.collect())
 }
 
@@ -77,10 +194,7 @@ fn failure(loaded: &Loaded, test: &ResolvedTest, answer: &Answer) -> Diagnostic 
 }
 
 fn reason(loaded: &Loaded, end: &End) -> String {
-    let direction = match end.direction {
-        Direction::Ingress => "ingress",
-        Direction::Egress => "egress",
-    };
+    let direction = end.direction.name();
     let verb = match end.verdict {
         Verdict::Allow => "allowed",
         Verdict::Deny => "denied",
@@ -142,16 +256,19 @@ spec:
 
     #[test]
     fn tests_that_hold_say_nothing() {
-        let diagnostics = run_tests(&loaded(), |test| {
+        let loaded = loaded();
+        let outcomes = run_tests(&loaded, |test| {
             let verdict = if test.port == 5432 { Verdict::Allow } else { Verdict::Deny };
             Answer { verdict, ends: vec![] }
         });
-        assert!(diagnostics.is_empty(), "{diagnostics}");
+        assert_eq!(outcomes.len(), 2);
+        assert!(outcomes.iter().all(|o| o.failure.is_none()), "{outcomes:?}");
     }
 
     #[test]
     fn a_failing_test_says_what_decided() {
-        let diagnostics = run_tests(&loaded(), |test| {
+        let loaded = loaded();
+        let outcomes = run_tests(&loaded, |test| {
             let ingress = end(Direction::Ingress, Verdict::Allow, Because::Rule(0));
             if test.expect == Expect::Allow {
                 let isolation = Because::Isolation(vec![SegmentId(0)]);
@@ -163,7 +280,7 @@ spec:
             }
         });
         assert_eq!(
-            diagnostics.to_string(),
+            failures(&loaded, &outcomes).to_string(),
             "p.yaml:8:16: error: this test expects allow, but the policy says deny: egress is denied by the isolation of segment `web`, and no rule allows it; add an `allow` rule for this flow, or change the test
 p.yaml:9:15: error: this test expects deny, but the policy says allow: nothing isolates egress, and no rule denies it; ingress is allowed by rule `p/wide` (p.yaml:6:12); narrow what allows it, add a `deny` rule, or change the test"
         );

@@ -4,6 +4,7 @@
 //! `diff` compares two of them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use rustc_hash::FxHashMap;
@@ -42,11 +43,11 @@ pub struct Image {
     /// By [`ztseg_common::key::port_slot`]: all [`ztseg_common::key::PORT_SLOTS`] of them.
     pub ports: Vec<u16>,
     /// The verdict entries.
-    pub entries: FxHashMap<EntryKey, Entry>,
+    pub entries: Arc<FxHashMap<EntryKey, Entry>>,
     /// Peers known by a whole address.
-    pub hosts: FxHashMap<Addr, Peer>,
+    pub hosts: Arc<FxHashMap<Addr, Peer>>,
     /// Peers known by a prefix; one per prefix, the longest wins.
-    pub prefixes: BTreeMap<PrefixKey, Peer>,
+    pub prefixes: Arc<BTreeMap<PrefixKey, Peer>>,
     /// The classes of every segment set that has some: the empty set, each segment alone, and
     /// each set that a workload has. A workload that appears with a set in here needs no new
     /// generation. (A set that only addresses have makes no subject, so it has no place here;

@@ -177,13 +177,7 @@ fn explain<'a>(
     // A default deny is the doing of those that enforce; what audit reports, of those in audit
     // mode.
     let strictness = if decision.audit { Isolation::Audit } else { Isolation::Enforce };
-    let isolates = |segment: &&Segment| {
-        let isolation = match direction {
-            Direction::Ingress => segment.ingress,
-            Direction::Egress => segment.egress,
-        };
-        isolation == strictness
-    };
+    let isolates = |segment: &&Segment| segment.isolation(direction) == strictness;
     let isolating = if decision.reason == Reason::Isolation {
         let segments = segments.iter().filter_map(|s| resolved.segments.get(s.0 as usize));
         segments.filter(isolates).collect()
@@ -195,10 +189,7 @@ fn explain<'a>(
 
 impl fmt::Display for EndJudgement<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let direction = match self.direction {
-            Direction::Ingress => "ingress",
-            Direction::Egress => "egress",
-        };
+        let direction = self.direction.name();
         let verdict = match (self.decision.verdict, self.decision.audit) {
             (Verdict::Deny, _) => "denied",
             (Verdict::Allow, false) => "allowed",
@@ -232,7 +223,7 @@ mod tests {
     use crate::datapath::Capacity;
     use crate::inventory::Membership;
     use crate::policy::compile::compile;
-    use crate::policy::resolved::{Action, Mode, Network, PortRange, Side, Tier};
+    use crate::policy::resolved::{Action, Ends, Mode, Network, PortRange, Side, Tier};
     use crate::policy::source::Position;
 
     fn segment(name: &str, isolation: Isolation, addresses: &[&str]) -> Segment {
@@ -261,7 +252,8 @@ mod tests {
             to,
             ports: vec![PortRange { protocol: Some(proto::TCP), first: 5432, last: 5432 }],
             position: Position { file: "shop.yaml".into(), line: 9, column: 7 },
-            built_in: None,
+            ends: Ends::Both,
+            built_in: false,
         }
     }
 
@@ -271,7 +263,7 @@ mod tests {
 
     fn network(cidr: &str) -> Side {
         let network = Network { cidr: cidr.parse().unwrap(), except: Vec::new() };
-        Side { networks: vec![network], ..Side::default() }
+        Side { networks: [network].into(), ..Side::default() }
     }
 
     const NOW: Timestamp = Timestamp::UNIX_EPOCH;

@@ -27,9 +27,15 @@ fn load(bytes: &[u8]) {
 fn examples() -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |name: &str| std::fs::read(folder.join(name)).expect("readable");
-    ["../policies/demo.yaml", "../policies/bastion.yaml", "tests/bad-policies/ports.yaml"]
-        .map(read)
-        .to_vec()
+    [
+        "../policies/demo.yaml",
+        "../policies/bastion.yaml",
+        "../policies/kubernetes.yaml",
+        "tests/bad-policies/ports.yaml",
+        "tests/bad-policies/kubernetes-admin-network-policy.yaml",
+    ]
+    .map(read)
+    .to_vec()
 }
 
 /// One change of a text: what YAML and the language give meaning to, in places that it fits.
@@ -131,7 +137,7 @@ proptest! {
 
     #[test]
     fn changed_policies(
-        which in 0..3usize,
+        which in 0..5usize,
         changes in prop::collection::vec(change(), 1..12),
     ) {
         let mut bytes = examples().swap_remove(which);

@@ -23,7 +23,7 @@ fn examples() -> Vec<Source> {
 #[test]
 fn every_example_loads_and_tests_itself() {
     let examples = examples();
-    assert!(examples.len() >= 4);
+    assert!(examples.len() >= 6);
     for source in &examples {
         let loaded = match ztseg::policy::load(std::slice::from_ref(source)) {
             Ok(loaded) => loaded,
@@ -33,6 +33,8 @@ fn every_example_loads_and_tests_itself() {
             let has = loaded.tests.iter().any(|test| test.expect == expect);
             assert!(has, "{} has no {} test", source.name, expect.name());
         }
+        let failed = ztseg::check::check(&loaded, jiff::Timestamp::now()).expect("compiles");
+        assert!(failed.is_empty(), "{}", failed.render(false));
     }
 }
 

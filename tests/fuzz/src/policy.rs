@@ -1,16 +1,17 @@
 //! A policy file, through the whole front end.
 
-use ztseg::check::{Answer, run_tests};
+use ztseg::check::{Answer, failures, run_tests};
 use ztseg::config::Config;
 use ztseg::datapath::Capacity;
 use ztseg::image::Image;
 use ztseg::inventory::Membership;
-use ztseg::judge::{End, Flow, judge};
+use ztseg::judge::{Flow, judge};
 use ztseg::policy::compile::compile;
+use ztseg::policy::kubernetes::placed::memberships;
 use ztseg::policy::oracle::{self, PeerFacts};
 use ztseg::policy::resolved::{Resolved, SegmentId};
 use ztseg::policy::source::Source;
-use ztseg::policy::testcase::{ResolvedTest, TestEnd};
+use ztseg::policy::testcase::ResolvedTest;
 use ztseg::policy::{Loaded, load};
 use ztseg_common::verdict::{Direction, Verdict};
 
@@ -38,9 +39,13 @@ pub fn check(bytes: &[u8]) {
 
 fn compiled(loaded: &Loaded) {
     let resolved = &loaded.resolved;
-    let Ok(image) = compile(resolved, &workloads(resolved), &Capacity::default()) else { return };
-    let failed = run_tests(loaded, |test| answer(resolved, &image, test));
-    let _ = failed.render(false);
+    let mut all = workloads(resolved);
+    all.extend(
+        memberships(&loaded.pods).into_iter().map(|m| Membership { key: m.key | 1 << 40, ..m }),
+    );
+    let Ok(image) = compile(resolved, &all, &Capacity::default()) else { return };
+    let outcomes = run_tests(loaded, |test| answer(loaded, &image, test));
+    let _ = failures(loaded, &outcomes).render(false);
 }
 
 /// A workload in each segment, and one in all of them.
@@ -57,15 +62,13 @@ fn workloads(resolved: &Resolved) -> Vec<Membership> {
     numbered.map(workload).collect()
 }
 
-fn answer(resolved: &Resolved, image: &Image, test: &ResolvedTest) -> Answer {
-    let end = |end| match end {
-        TestEnd::Segment(id) => End::workload([id]),
-        TestEnd::Address(address) => End::address(address),
-    };
+fn answer(loaded: &Loaded, image: &Image, test: &ResolvedTest) -> Answer {
+    let resolved = &loaded.resolved;
+    let end = |end| loaded.end(end, true);
     let flow =
         Flow { from: end(test.from), to: end(test.to), protocol: test.protocol, port: test.port };
     let judgement = judge(resolved, image, jiff::Timestamp::UNIX_EPOCH, &flow)
-        .expect("each segment alone has classes");
+        .expect("each segment alone and each pod has classes");
     for end in judgement.ends() {
         let (subject, peer) = match end.direction {
             Direction::Egress => (&flow.from, &flow.to),

@@ -15,11 +15,13 @@ use crate::environment::Environment;
 /// The tests of this file.
 pub(crate) const TESTS: &[(&str, Body)] = &[
     ("around::interfaces_a_forged_source", forged_source),
+    ("around::interfaces_a_source_without_a_route", source_without_a_route),
     ("around::interfaces_broadcast_and_multicast", to_many),
     ("around::interfaces_multicast_to_this_host", to_many_here),
 ];
 
 const RAW: u8 = 255;
+const UNROUTED: u16 = 2002;
 const GROUP: Ipv4Addr = Ipv4Addr::new(239, 1, 2, 3);
 
 /// `db` may be asked by the other host's network, and by the machine behind another interface.
@@ -35,6 +37,7 @@ spec:
     far: { match: [ { addresses: [192.0.2.2/32, '2001:db8:1::2/128'] } ] }
   allow:
     - { name: vm-out, from: vm, to: any }
+    - { name: anybody-to-db, from: any, to: db, ports: [udp/2002] }
     - { name: far-to-db, from: far, to: db, ports: [udp/2000] }
     - { name: third-to-db, from: [third, 198.51.100.112/28, '2001:db8:9::/64'], to: db, ports: [udp/2000] }
 ";
@@ -45,6 +48,7 @@ fn forged_source(_: &Environment) -> Result<()> {
     let world = World::new()?;
     let db = world.workload("/db")?;
     let (third, link) = world.add_host("third", 9, "zt-third")?;
+    add_default_route(&world, false)?;
     let mut agent = Agent::start(&world, ADDRESSES)?;
     let db = &mut Actor::start(&db)?;
     let honest = &mut Actor::start(&third.place())?;
@@ -86,6 +90,56 @@ fn forged_source(_: &Environment) -> Result<()> {
     }
     agent
         .wait_for_event(|e| e["reason"] == "borrowed-source" && e["hook"] == "tc-from-workload")?;
+    agent.stop()
+}
+
+fn add_default_route(world: &World, v6: bool) -> Result<()> {
+    let (to, via) = (if v6 { "::/0" } else { "0.0.0.0/0" }, world.uplink.far(v6));
+    world.host.batch(&format!("route add {to} via {via} dev {}\n", world.uplink.interface))
+}
+
+/// A machine behind a bridge has an address that this host knows no route to, where it has no default
+/// route. It is nobody else's, and the packet that says so passes; with one, this host's are known.
+fn source_without_a_route(_: &Environment) -> Result<()> {
+    let world = World::new()?;
+    let db = world.workload("/db")?;
+    let mut agent = Agent::start(&world, ADDRESSES)?;
+    let db = &mut Actor::start(&db)?;
+    let vm = &mut Actor::start(&world.guest.place())?;
+    for v6 in [false, true] {
+        let (any, source, udp, raw): (IpAddr, IpAddr, _, _) = if v6 {
+            ([0; 16].into(), "2001:db8:77::7".parse()?, Kind::Udp6, Kind::Raw6(RAW))
+        } else {
+            ([0; 4].into(), [203, 0, 113, 7].into(), Kind::Udp4, Kind::Raw4(RAW))
+        };
+        let server = db.bound(udp, (any, UNROUTED).into())?;
+        let raw = vm.socket(raw)?;
+        if !v6 {
+            vm.set(raw, Set::HeaderIncluded)?;
+        }
+        let to = SocketAddr::from((world.tap.near(v6), UNROUTED));
+        for default_route in [false, true] {
+            if default_route {
+                add_default_route(&world, v6)?;
+            }
+            let packet = forge::datagram((source, 53).into(), to, b"bridged");
+            vm.send_to(raw, (to.ip(), 0).into(), &packet)?.done()?;
+            ensure!(
+                db.receive(server)?.is_done(),
+                "from {source}, which is nobody's, default route {default_route}: it is lost: {:#?}",
+                agent.events()?
+            );
+            // Another flow each time: one that is known is not asked again.
+            let port = if default_route { 54 } else { 53 };
+            let own = world.uplink.near(v6);
+            let before = dropped(&agent.status()?)?;
+            let packet = forge::datagram((own, port).into(), to, b"as the host");
+            vm.send_to(raw, (to.ip(), 0).into(), &packet)?.done()?;
+            ensure!(!db.receive(server)?.is_done(), "from {own}: it arrived");
+            let counted = dropped(&agent.status()?)? > before;
+            ensure!(counted || !v6 && !default_route, "from {own}: not counted");
+        }
+    }
     agent.stop()
 }
 

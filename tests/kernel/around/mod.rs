@@ -195,7 +195,7 @@ fn mapped(address: SocketAddr) -> SocketAddr {
 }
 
 /// That the kernel has `io_uring`, and lets everybody use it.
-fn need_io_uring() -> Result<()> {
+pub(crate) fn need_io_uring() -> Result<()> {
     let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
     let is_there = match disabled {
         Ok(text) => text.trim() != "2",
@@ -207,7 +207,7 @@ fn need_io_uring() -> Result<()> {
 }
 
 /// Packets and calls that were denied, both directions.
-fn dropped(status: &Value) -> Result<u64> {
+pub(crate) fn dropped(status: &Value) -> Result<u64> {
     let counters = &status["counters"];
     let of = |name: &str| {
         counters[name].as_u64().with_context(|| format!("no counter {name}: {counters:#}"))

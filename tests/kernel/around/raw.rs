@@ -1,4 +1,4 @@
-//! Raw sockets and packet sockets: packets that the workload writes itself.
+//! Raw sockets, and frames behind an interface: packets that the workload writes itself.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,7 +8,7 @@ use ztseg_tests::actor::{Actor, Kind, Set};
 
 use super::{ALLOWED, CLOSED, DENIED, Scene, policy};
 use crate::Body;
-use crate::environment::Environment;
+use crate::environment::{Environment, has_bpf_lsm, no_bpf_lsm};
 
 /// The tests of this file.
 pub(crate) const TESTS: &[(&str, Body)] = &[
@@ -188,7 +188,8 @@ fn neighbour_discovery(_: &Environment) -> Result<()> {
     scene.done()
 }
 
-/// A packet socket passes no hook of its cgroup; the interface behind which it is sees its frames.
+/// A packet socket passes no hook of its cgroup. Behind an interface nobody refuses it, for there it may
+/// be another machine; the interface sees its frames.
 fn frames(_: &Environment) -> Result<()> {
     let mut scene = Scene::new()?;
     let link = &scene.world.tap;
@@ -219,5 +220,9 @@ fn limits(_: &Environment) -> Result<()> {
     for id in ["packet-sockets", "own-network", "source-address", "shared-port", "moved-socket"] {
         ensure!(limits.iter().any(|limit| limit["id"] == id), "{id} is not in {limits:#?}");
     }
+    let packets = limits.iter().find(|limit| limit["id"] == "packet-sockets");
+    let what = packets.and_then(|limit| limit["what"].as_str()).unwrap_or_default();
+    let refused = what.contains("refused new ones");
+    ensure!(refused == has_bpf_lsm(), "{what}; without BPF LSM: {:?}", no_bpf_lsm());
     scene.done()
 }

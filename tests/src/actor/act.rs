@@ -58,6 +58,9 @@ impl Sockets {
         let mut number = 0;
         match step {
             Step::Socket { socket, kind } => drop(self.sockets.insert(socket, make(kind)?)),
+            Step::SocketByRing { socket, kind, elsewhere } => {
+                self.sockets.insert(socket, make_by_ring(kind, elsewhere)?);
+            }
             Step::Set { socket, set } => set_option(self.of(socket)?, &set)?,
             Step::Bind { socket, to } => self.of(socket)?.bind(&to.into())?,
             Step::Connect { socket, to, millis } => {
@@ -129,8 +132,40 @@ fn timed_out(error: io::Error, errno: nix::Error) -> io::Error {
 }
 
 fn make(kind: Kind) -> io::Result<Socket> {
+    let (domain, kind, protocol) = arguments(kind);
+    let socket = Socket::new(domain, kind, Some(protocol))?;
+    // What is denied in silence is not waited for.
+    socket.set_write_timeout(Some(Duration::from_secs(1)))?;
+    Ok(socket)
+}
+
+fn make_by_ring(kind: Kind, elsewhere: bool) -> Result<Socket> {
+    let (domain, kind, protocol) = arguments(kind);
+    let mut ring = io_uring::IoUring::new(2)?;
+    let entry = io_uring::opcode::Socket::new(domain.into(), kind.into(), protocol.into());
+    let mut entry = entry.build();
+    if elsewhere {
+        entry = entry.flags(io_uring::squeue::Flags::ASYNC);
+    }
+    // SAFETY: the request has no pointers.
+    unsafe { ring.submission().push(&entry) }.context("the ring is full")?;
+    ring.submit_and_wait(1)?;
+    let done = ring.completion().next().context("nothing is complete")?.result();
+    if done < 0 {
+        return Err(io::Error::from_raw_os_error(-done).into());
+    }
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    Ok(Socket::from(unsafe { OwnedFd::from_raw_fd(done) }))
+}
+
+/// `SOCK_PACKET` (linux/net.h), which libc warns of.
+const SOCK_PACKET: libc::c_int = 10;
+
+/// What `socket(2)` is called with.
+fn arguments(kind: Kind) -> (Domain, Type, Protocol) {
     let (v4, v6) = (Domain::IPV4, Domain::IPV6);
-    let (domain, kind, protocol) = match kind {
+    let ip = Protocol::from(i32::from(ETH_P_IP.to_be()));
+    match kind {
         Kind::Tcp4 => (v4, Type::STREAM, Protocol::TCP),
         Kind::Tcp6 => (v6, Type::STREAM, Protocol::TCP),
         Kind::Mptcp4 => (v4, Type::STREAM, Protocol::MPTCP),
@@ -138,12 +173,11 @@ fn make(kind: Kind) -> io::Result<Socket> {
         Kind::Udp6 => (v6, Type::DGRAM, Protocol::UDP),
         Kind::Raw4(protocol) => (v4, Type::RAW, i32::from(protocol).into()),
         Kind::Raw6(protocol) => (v6, Type::RAW, i32::from(protocol).into()),
-        Kind::Packet => (Domain::PACKET, Type::DGRAM, i32::from(ETH_P_IP.to_be()).into()),
-    };
-    let socket = Socket::new(domain, kind, Some(protocol))?;
-    // What is denied in silence is not waited for.
-    socket.set_write_timeout(Some(Duration::from_secs(1)))?;
-    Ok(socket)
+        Kind::Packet => (Domain::PACKET, Type::DGRAM, ip),
+        Kind::PacketRaw => (Domain::PACKET, Type::RAW, ip),
+        Kind::PacketObsolete => (v4, Type::from(SOCK_PACKET), ip),
+        Kind::Xdp => (Domain::from(libc::AF_XDP), Type::RAW, 0.into()),
+    }
 }
 
 fn set_option(socket: &Socket, set: &Set) -> Result<()> {

@@ -109,6 +109,12 @@ impl Actor {
         Ok((socket, self.act(&Step::Socket { socket: socket.0, kind })?))
     }
 
+    /// Tries to make a socket through an `io_uring`, by its own thread or one of the kernel's.
+    pub fn try_socket_by_ring(&mut self, kind: Kind, elsewhere: bool) -> Result<Said> {
+        let socket = self.next().0;
+        self.act(&Step::SocketByRing { socket, kind, elsewhere })
+    }
+
     /// Sets an option, which must work.
     pub fn set(&mut self, socket: Handle, set: Set) -> Result<()> {
         self.done(&Step::Set { socket: socket.0, set }).map(drop)

@@ -24,6 +24,12 @@ pub enum Kind {
     Raw6(u8),
     /// Packets of a link, without their Ethernet header.
     Packet,
+    /// Packets of a link, with it.
+    PacketRaw,
+    /// The same by the obsolete `SOCK_PACKET` of `AF_INET`.
+    PacketObsolete,
+    /// `AF_XDP`
+    Xdp,
 }
 
 /// A socket option.
@@ -58,6 +64,8 @@ pub enum Set {
 pub(super) enum Step {
     /// `socket(2)`
     Socket { socket: u32, kind: Kind },
+    /// `IORING_OP_SOCKET`; by a thread of the kernel's where `elsewhere` says so
+    SocketByRing { socket: u32, kind: Kind, elsewhere: bool },
     /// `setsockopt(2)`
     Set { socket: u32, set: Set },
     /// `bind(2)`

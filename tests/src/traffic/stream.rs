@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::tool::{say, wait_for_the_end};
 use super::{Ask, Outcome, Probe, client, last_line};
 use crate::process::{Place, Process};
+use crate::world::patient;
 
 /// How long the last answers may take.
 const STRAGGLERS: Duration = Duration::from_secs(1);
@@ -46,6 +47,10 @@ pub struct Late {
     pub answered: bool,
 }
 
+/// How long the answer to a message with a socket of its own may take. A SYN that was lost is sent again
+/// after a second (RFC 6298 section 2) and shows; a busy machine does not.
+const PATIENCE: Duration = Duration::from_millis(900);
+
 /// What became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
@@ -56,7 +61,7 @@ pub struct Counts {
     /// Messages whose sending failed.
     pub errors: u64,
     /// Of messages with a socket each, the first that had no answer or a late one, after
-    /// [`super::PATIENCE`].
+    /// [`PATIENCE`].
     pub late: Vec<Late>,
 }
 
@@ -75,7 +80,7 @@ impl Stream {
         to: SocketAddr,
         interval: Duration,
     ) -> Result<Self> {
-        Self::start_patient(place, kind, to, interval, super::PATIENCE)
+        Self::start_patient(place, kind, to, interval, PATIENCE)
     }
 
     /// As [`Stream::start`]; where there is a socket for each message, the answer is waited for so long.
@@ -158,9 +163,10 @@ fn tcp(shared: &Shared, to: SocketAddr, interval: Duration) -> Result<()> {
         .with_context(|| format!("cannot connect to {to}"))?;
     stream.set_nodelay(true)?;
     // A connection that stands still fills the buffers.
-    stream.set_write_timeout(Some(Duration::from_secs(1)))?;
+    stream.set_write_timeout(Some(patient(Duration::from_secs(1))))?;
     let mut reader = stream.try_clone()?;
-    reader.set_read_timeout(Some(Duration::from_secs(5)))?;
+    // The pauses between TCP's attempts double while nothing passes.
+    reader.set_read_timeout(Some(patient(Duration::from_secs(5))))?;
     say(&"sending")?;
     thread::scope(|scope| {
         scope.spawn(move || {
@@ -239,7 +245,7 @@ fn each(
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let report = client::probe(&probe);
         let answered = report.outcome == Outcome::Ok;
-        if !answered || Duration::from_millis(report.millis) > super::PATIENCE {
+        if !answered || Duration::from_millis(report.millis) > PATIENCE {
             let mut late = shared.late.lock().unwrap_or_else(PoisonError::into_inner);
             if late.len() < LATE {
                 let at = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);

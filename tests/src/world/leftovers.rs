@@ -27,7 +27,7 @@ pub(super) fn remove() -> Result<()> {
 }
 
 /// The names in `folder` of the form `PREFIX PID -…` whose process is gone.
-fn names(folder: &Path, prefix: &str) -> Vec<String> {
+pub(super) fn names(folder: &Path, prefix: &str) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.filter(|name| is_of_the_dead(name, prefix)).collect()

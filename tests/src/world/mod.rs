@@ -29,7 +29,7 @@ use crate::process::Place;
 /// How the names of cgroups, pin folders and temporary folders begin.
 const PREFIX: &str = "ztseg-test";
 /// Where the pins are.
-const BPFFS: &str = "/sys/fs/bpf";
+pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// Set in a virtual machine of our own, where the tests may do anything.
 pub const IN_VM: &str = "ZTSEG_IN_VM";
@@ -38,6 +38,12 @@ pub const IN_VM: &str = "ZTSEG_IN_VM";
 /// the kernel's verifier in it, too.
 pub fn patient(limit: Duration) -> Duration {
     if std::env::var_os(IN_VM).is_some() { limit * 8 } else { limit }
+}
+
+/// How far apart messages are that are sent while agents start: an emulated processor must have time for
+/// those, too.
+pub fn pace(here: Duration) -> Duration {
+    if std::env::var_os(IN_VM).is_some() { here * 50 } else { here }
 }
 
 /// How often something is done `here` times on a real machine: a tenth of it in a virtual machine,

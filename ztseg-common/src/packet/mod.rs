@@ -52,6 +52,17 @@ pub trait Reader {
     ) -> Result<(), Reason> {
         extension::<Self, QUOTED>(self, start, announced, packet)
     }
+
+    /// Reads the transport header; overridden as [`Self::option`] is, so that it is not followed for
+    /// each way through the headers before it.
+    #[inline(always)]
+    fn transport<const QUOTED: bool>(
+        &self,
+        payload: &Payload,
+        packet: &mut Packet,
+    ) -> Result<(), Reason> {
+        transport::<Self, QUOTED>(self, payload, packet)
+    }
 }
 
 impl Reader for [u8] {
@@ -184,7 +195,7 @@ impl Packet {
     /// the protocol (RFC 791), in IPv6 always 44, since only the first fragment's next header counts
     /// (RFC 8200 section 4.5).
     #[inline(always)]
-    pub const fn fragment_protocol(&self) -> u8 {
+    pub fn fragment_protocol(&self) -> u8 {
         if self.src.is_v4() { self.protocol } else { ip::FRAGMENT }
     }
 
@@ -276,19 +287,30 @@ fn parse_ip<R: Reader + ?Sized, const QUOTED: bool>(
     if packet.is_later_fragment() {
         return Ok(());
     }
+    reader.transport::<QUOTED>(&payload, packet)
+}
+
+/// See [`Reader::transport`].
+#[inline(always)]
+pub fn transport<R: Reader + ?Sized, const QUOTED: bool>(
+    reader: &R,
+    payload: &Payload,
+    packet: &mut Packet,
+) -> Result<(), Reason> {
     match payload.protocol {
-        proto::TCP => transport::parse_tcp::<R, QUOTED>(reader, &payload, packet),
-        proto::UDP => transport::parse_udp::<R, QUOTED>(reader, &payload, packet),
-        proto::SCTP => transport::parse_sctp::<R, QUOTED>(reader, &payload, packet),
-        proto::ICMP if !payload.v6 => icmp::parse::<R, QUOTED>(reader, &payload, packet),
-        proto::ICMPV6 if payload.v6 => icmp::parse::<R, QUOTED>(reader, &payload, packet),
+        proto::TCP => transport::parse_tcp::<R, QUOTED>(reader, payload, packet),
+        proto::UDP => transport::parse_udp::<R, QUOTED>(reader, payload, packet),
+        proto::SCTP => transport::parse_sctp::<R, QUOTED>(reader, payload, packet),
+        proto::ICMP if !payload.v6 => icmp::parse::<R, QUOTED>(reader, payload, packet),
+        proto::ICMPV6 if payload.v6 => icmp::parse::<R, QUOTED>(reader, payload, packet),
         protocol if ip::is_unknown(protocol, payload.v6) => Err(Reason::UnknownProtocol),
         _ => payload.check_length::<R, QUOTED>(reader),
     }
 }
 
 /// What follows the IP header and its extensions.
-struct Payload {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Payload {
     protocol: u8,
     offset: u32,
     /// Bytes that the IP header announces from `offset` on.
@@ -302,6 +324,31 @@ struct Payload {
 }
 
 impl Payload {
+    /// What of it is not in the packet, in one number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn rest(&self) -> u32 {
+        let flags = (self.v6 as u8) << 1 | self.hop_by_hop as u8;
+        let [low, high] = self.length.to_le_bytes();
+        u32::from_le_bytes([low, high, self.hop_limit, flags])
+    }
+
+    /// The payload of a packet that has been read so far, with [`Self::rest`].
+    #[inline(always)]
+    #[must_use]
+    pub fn of(packet: &Packet, rest: u32) -> Self {
+        let [low, high, hop_limit, flags] = rest.to_le_bytes();
+        Self {
+            protocol: packet.protocol,
+            offset: u32::from(packet.l4_offset),
+            length: u16::from_le_bytes([low, high]),
+            first_fragment: packet.is_first_fragment(),
+            v6: flags & 2 != 0,
+            hop_limit,
+            hop_by_hop: flags & 1 != 0,
+        }
+    }
+
     /// Why a header that is not all there is refused. A first fragment that stops inside a header
     /// hides what rules ask for (RFC 1858, RFC 7112).
     #[inline(always)]

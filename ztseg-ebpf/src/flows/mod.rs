@@ -60,16 +60,44 @@ pub struct Known {
 #[inline(never)]
 fn find_fresh(packet: &Packet, outbound: bool, place: Place, spilled: bool) -> *mut FlowState {
     let found = find(packet, outbound, place, spilled);
-    let Some(control) = control() else { return core::ptr::null_mut() };
     // SAFETY: null or a valid pointer from the lookup; words written by several CPUs are counts and
     // times.
     let Some(state) = (unsafe { found.as_ref() }) else { return found };
-    let timeout = timeout_seconds(packet.protocol, state.phase);
-    if is_fresh(state.last_seen, now(), timeout, control.hz) {
+    if ztseg_is_stale(state.last_seen, packet.protocol.into(), state.phase.into()) == 0 {
         found
     } else {
         core::ptr::null_mut()
     }
+}
+
+/// Whether a flow of this protocol and phase has been silent for too long.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_is_stale(last_seen: u32, protocol: u32, phase: u32) -> u32 {
+    let Some(control) = control() else { return 1 };
+    let timeout = timeout_seconds(protocol as u8, phase as u8);
+    u32::from(!is_fresh(last_seen, now(), timeout, control.hz))
+}
+
+/// Whether the tables have a flow between the ends of this one's packet, in this place, which has not
+/// been silent for too long.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ztseg_has_fresh(
+    flow: *const Flow,
+    outbound: u32,
+    scope: u32,
+    netns_protocol: u32,
+) -> u32 {
+    // SAFETY: the verifier checks that the caller's flow is memory of this size.
+    let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
+    u32::from(fresh(&flow.packet, outbound != 0, Place { scope, netns_protocol }).is_some())
+}
+
+/// As [`ztseg_has_fresh`].
+#[inline(always)]
+pub fn has_fresh(flow: &Flow, outbound: bool, place: Place) -> bool {
+    ztseg_has_fresh(flow, u32::from(outbound), place.scope, place.netns_protocol) != 0
 }
 
 /// A flow's state, unless there is none or it has been silent for too long.
@@ -108,7 +136,7 @@ pub extern "C" fn ztseg_former_role(flow: *const Flow, former: WorkloadKey) -> u
     // SAFETY: the verifier checks that the caller's flow is memory of this size.
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
     let outbound = flow.is_outbound();
-    if fresh(&flow.packet, outbound, place(flow)).is_some() {
+    if has_fresh(flow, outbound, place(flow)) {
         return 0;
     }
     let place = Place::new(former, flow.netns, flow.packet.protocol);
@@ -168,7 +196,20 @@ pub extern "C" fn ztseg_insert(flow: *const Flow, outcome: u64) -> u32 {
     // SAFETY: the verifier checks that the caller's flow is memory of this size.
     let Some(flow) = (unsafe { flow.as_ref() }) else { return 0 };
     let Some(control) = control() else { return 0 };
-    let outcome = Outcome::from_bits(outcome);
+    let (account, how) = place_for(control, flow);
+    // The state is made where it is put in: it would not fit on the stack twice.
+    let place = if is_v4(&flow.packet) {
+        v4::ztseg_insert4(flow, outcome, how)
+    } else {
+        v6::ztseg_insert6(flow, outcome, how)
+    };
+    settle(account, how, place);
+    1
+}
+
+/// The state of a flow that is new.
+#[inline(always)]
+fn new(flow: &Flow, outcome: Outcome) -> FlowState {
     let opens = match flow.packet.protocol {
         proto::TCP => flow.packet.tcp_flags & tcp::SYN != 0,
         _ => flow.packet.is_sctp(SctpKind::Init),
@@ -185,33 +226,55 @@ pub extern "C" fn ztseg_insert(flow: *const Flow, outcome: u64) -> u32 {
         ..FlowState::default()
     };
     state.account(flow.is_outbound(), flow.packet.length);
-    put(control, flow, &state);
-    1
+    state
 }
 
 /// Adds a mapping of a flow, under the ends that `flow` has now, or replaces what is there.
 #[inline(always)]
 pub fn keep(flow: &Flow, mapping: &FlowState) {
     if let Some(control) = control() {
-        put(control, flow, mapping);
+        let (account, how) = place_for(control, flow);
+        let place = store(flow, mapping, how);
+        settle(account, how, place);
     }
 }
 
+/// How a flow is put into the tables, and who pays for it when it is added.
 #[inline(always)]
-fn put(control: &Control, flow: &Flow, state: &FlowState) {
-    let account = Account::of(flow);
-    if let Some(account) = &account
-        && account.admits(control, false)
+fn place_for(control: &Control, flow: &Flow) -> (Option<Account>, u32) {
+    let account = Account::of(flow).filter(|account| account.admits(control, false));
+    let how = if account.is_some() { put::ADD } else { put::REPLACE };
+    (account, how)
+}
+
+/// Takes note of where a flow was put.
+#[inline(always)]
+fn settle(account: Option<Account>, how: u32, place: u32) {
+    if place == put::ADDED
+        && let Some(account) = account
     {
-        match store(flow, state, NEW) {
-            0 => return account.change(1),
-            EXISTS if store(flow, state, THERE) == 0 => return,
-            _ => {}
-        }
-    } else if store(flow, state, THERE) == 0 {
-        return;
+        account.change(1);
     }
-    spill(flow, state);
+    if place == put::NOWHERE && how != put::MOVE {
+        count(Counter::FlowsNotStored);
+    }
+}
+
+/// How a flow is put into the tables, and where it was put: numbers, since they cross calls.
+mod put {
+    /// As a new one, else in the place of what is there, else into the spill table.
+    pub const ADD: u32 = 0;
+    /// In the place of what is there, else into the spill table.
+    pub const REPLACE: u32 = 1;
+    /// As a new one or not at all.
+    pub const MOVE: u32 = 2;
+    /// Into the spill table.
+    pub const SPILL: u32 = 3;
+
+    pub const ADDED: u32 = 0;
+    pub const REPLACED: u32 = 1;
+    pub const SPILLED: u32 = 2;
+    pub const NOWHERE: u32 = 3;
 }
 
 /// The flag of a flow whose verdict ends with its rule.
@@ -235,13 +298,13 @@ pub extern "C" fn ztseg_rebalance(flow: *const Flow, spilled: u32) -> u32 {
     if spilled != 0 {
         if state.is_answered(flow.packet.protocol)
             && account.admits(control, true)
-            && store(flow, state, NEW) == 0
+            && store(flow, state, put::MOVE) == put::ADDED
         {
             account.change(1);
             remove_from(flow, true);
         }
     } else if !control.shares.admit(account.used().0, 0, false) {
-        spill(flow, state);
+        settle(None, put::SPILL, store(flow, state, put::SPILL));
         if remove_from(flow, false) == 0 {
             account.change(-1);
         }
@@ -249,18 +312,15 @@ pub extern "C" fn ztseg_rebalance(flow: *const Flow, spilled: u32) -> u32 {
     1
 }
 
-/// Puts a flow where the one that was silent for longest makes room.
+/// Counts a flow that is about to be put into a spill table: first, so that nobody who looks for it
+/// misses it.
 #[inline(always)]
-fn spill(flow: &Flow, state: &FlowState) {
+fn note_spill() {
     if let Some(totals) = TOTALS.get_ptr_mut(0) {
-        // First, so that nobody who looks for the flow misses it.
         // SAFETY: only the field's address is taken.
         add(Some(unsafe { &raw mut (*totals).spilled }), 1);
     }
     count(Counter::FlowsSpilled);
-    if store_spilled(flow, state) != 0 {
-        count(Counter::FlowsNotStored);
-    }
 }
 
 /// Removes a flow from all tables.
@@ -308,19 +368,13 @@ fn usage(scope: u32) -> Option<*mut Usage> {
     USAGE.get_ptr_mut(&scope)
 }
 
-/// The kernel's answer to storing a flow in its table.
+/// Puts a flow into the tables of its IP version.
 #[inline(always)]
-fn store(flow: &Flow, state: &FlowState, flags: u64) -> i32 {
-    if is_v4(&flow.packet) { v4::store(flow, state, flags) } else { v6::store(flow, state, flags) }
-}
-
-/// As [`store`], in its spill table.
-#[inline(always)]
-fn store_spilled(flow: &Flow, state: &FlowState) -> i32 {
+fn store(flow: &Flow, state: &FlowState, how: u32) -> u32 {
     if is_v4(&flow.packet) {
-        v4::store_spilled(flow, state)
+        v4::ztseg_put4(flow, state, how)
     } else {
-        v6::store_spilled(flow, state)
+        v6::ztseg_put6(flow, state, how)
     }
 }
 
@@ -352,12 +406,12 @@ pub fn sweep(skb: *mut __sk_buff) -> i32 {
         CREDIT => credit(&skb, totals),
         FLOWS4 => {
             for index in 0..SWEEP as u32 {
-                removed += v4::sweep(&skb, index);
+                removed += v4::ztseg_sweep4(skb.raw, index);
             }
         }
         FLOWS6 => {
             for index in 0..SWEEP as u32 {
-                removed += v6::sweep(&skb, index);
+                removed += v6::ztseg_sweep6(skb.raw, index);
             }
         }
         _ => {}
@@ -392,11 +446,10 @@ fn credit(skb: &Skb, totals: *mut Totals) {
 
 #[inline(always)]
 fn is_stale(state: *mut FlowState, place: Place) -> bool {
-    let Some(control) = control() else { return false };
     // SAFETY: a valid pointer from the lookup.
     let state = unsafe { &*state };
-    let timeout = timeout_seconds(place.protocol(), state.phase);
-    !is_fresh(state.last_seen, now(), timeout, control.hz)
+    control().is_some()
+        && ztseg_is_stale(state.last_seen, place.protocol().into(), state.phase.into()) != 0
 }
 
 #[inline(always)]
@@ -404,7 +457,8 @@ pub fn place(flow: &Flow) -> Place {
     Place::new(flow.workload, flow.netns, flow.packet.protocol)
 }
 
+/// One comparison, not two: each way to it would be followed on its own.
 #[inline(always)]
 fn is_v4(packet: &Packet) -> bool {
-    packet.src.is_v4() && packet.dst.is_v4()
+    packet.src.is_v4() & packet.dst.is_v4()
 }

@@ -30,15 +30,22 @@ macro_rules! key {
 }
 
 macro_rules! tables {
-    ($version:ident, $key:ident, $make:ident, $flows:ident, $spill:ident) => {
+    (
+        $version:ident, $key:ident, $make:ident, $flows:ident, $spill:ident,
+        $put:ident, $insert:ident, $remove:ident, $sweep:ident
+    ) => {
         pub mod $version {
+            use aya_ebpf::bindings::__sk_buff;
             use ztseg_common::key::{Place, $key};
             use ztseg_common::packet::Packet;
             use ztseg_common::shares::{SWEEP, SWEEP_OPERAND};
             use ztseg_common::state::FlowState;
 
             use super::{Flow, $make};
-            use crate::flows::{is_stale, place, release};
+            use crate::flows::{
+                EXISTS, NEW, THERE, is_stale, new, note_spill, place, put, release,
+            };
+            use crate::judge::Outcome;
             use crate::maps::{$flows, $spill};
             use crate::skb::Skb;
 
@@ -54,29 +61,71 @@ macro_rules! tables {
                     .unwrap_or(core::ptr::null_mut())
             }
 
-            #[inline(never)]
-            pub fn store(flow: &Flow, state: &FlowState, flags: u64) -> i32 {
+            /// Puts a flow into the tables: `how`, and what it gives, are of [`crate::flows::put`].
+            #[inline(always)]
+            fn put_inline(flow: &Flow, state: &FlowState, how: u32) -> u32 {
                 let key = key!($make, &flow.packet, flow.is_outbound(), place(flow));
-                $flows.insert(&key, state, flags).err().unwrap_or(0)
+                let mut is_there = how == put::REPLACE;
+                if how == put::ADD || how == put::MOVE {
+                    match $flows.insert(&key, state, NEW) {
+                        Ok(()) => return put::ADDED,
+                        Err(_) if how == put::MOVE => return put::NOWHERE,
+                        Err(error) => is_there = error == EXISTS,
+                    }
+                }
+                if is_there && $flows.insert(&key, state, THERE).is_ok() {
+                    return put::REPLACED;
+                }
+                note_spill();
+                if $spill.insert(&key, state, 0).is_ok() { put::SPILLED } else { put::NOWHERE }
             }
 
+            /// As [`put_inline`], of a state that lies elsewhere.
+            #[unsafe(no_mangle)]
             #[inline(never)]
-            pub fn store_spilled(flow: &Flow, state: &FlowState) -> i32 {
-                let key = key!($make, &flow.packet, flow.is_outbound(), place(flow));
-                $spill.insert(&key, state, 0).err().unwrap_or(0)
+            pub extern "C" fn $put(flow: *const Flow, state: *const FlowState, how: u32) -> u32 {
+                // SAFETY: the verifier checks that the caller's flow and state are memory of these
+                // sizes.
+                let (Some(flow), Some(state)) = (unsafe { (flow.as_ref(), state.as_ref()) }) else {
+                    return put::NOWHERE;
+                };
+                // Kernels before 6.2 take no map value from an argument's memory.
+                let state = *state;
+                put_inline(flow, &state, how)
             }
 
+            /// As [`put_inline`], of a flow that is new; `outcome` is its [`Outcome::bits`].
+            #[unsafe(no_mangle)]
             #[inline(never)]
+            pub extern "C" fn $insert(flow: *const Flow, outcome: u64, how: u32) -> u32 {
+                // SAFETY: the verifier checks that the caller's flow is memory of this size.
+                let Some(flow) = (unsafe { flow.as_ref() }) else { return put::NOWHERE };
+                put_inline(flow, &new(flow, Outcome::from_bits(outcome)), how)
+            }
+
+            #[inline(always)]
             pub fn remove(flow: &Flow, spilled: bool) -> i32 {
+                $remove(flow, u32::from(spilled)).cast_signed()
+            }
+
+            /// [`remove`], verified once.
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            pub extern "C" fn $remove(flow: *const Flow, spilled: u32) -> u32 {
+                // SAFETY: the verifier checks that the caller's flow is memory of this size.
+                let Some(flow) = (unsafe { flow.as_ref() }) else { return 1 };
                 let key = key!($make, &flow.packet, flow.is_outbound(), place(flow));
-                let removed = if spilled { $spill.remove(&key) } else { $flows.remove(&key) };
-                removed.err().unwrap_or(0)
+                let removed = if spilled != 0 { $spill.remove(&key) } else { $flows.remove(&key) };
+                removed.err().unwrap_or(0).cast_unsigned()
             }
 
             /// Removes one of the flows that the agent has seen silent for too long, unless it has
-            /// come back to life since; how many were removed.
+            /// come back to life since; how many were removed. The verifier follows it once, not for
+            /// each of them.
+            #[unsafe(no_mangle)]
             #[inline(never)]
-            pub fn sweep(skb: &Skb, index: u32) -> u32 {
+            pub extern "C" fn $sweep(skb: *mut __sk_buff, index: u32) -> u32 {
+                let skb = Skb::new(skb);
                 let mut key = $key::default();
                 let at = SWEEP_OPERAND as u32 + index * size_of::<$key>() as u32;
                 if index >= SWEEP as u32 || !skb.copy(at, bytemuck::bytes_of_mut(&mut key)) {
@@ -94,5 +143,5 @@ macro_rules! tables {
     };
 }
 
-tables!(v4, FlowKey4, key4, FLOWS4, SPILL4);
-tables!(v6, FlowKey6, key6, FLOWS6, SPILL6);
+tables!(v4, FlowKey4, key4, FLOWS4, SPILL4, ztseg_put4, ztseg_insert4, ztseg_remove4, ztseg_sweep4);
+tables!(v6, FlowKey6, key6, FLOWS6, SPILL6, ztseg_put6, ztseg_insert6, ztseg_remove6, ztseg_sweep6);

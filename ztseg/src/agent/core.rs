@@ -31,6 +31,7 @@ use crate::image::Image;
 use crate::inventory::{Change, InterfaceFacts, Inventory};
 use crate::policy::failsafe::Failsafe;
 use crate::policy::resolved::Resolved;
+use crate::policy::source::Source;
 use crate::present::compact::security_line;
 use crate::sockets::adopt::{Adopter, Owners};
 
@@ -81,7 +82,7 @@ pub(super) struct Running {
     clocks: Clocks,
     pub(super) applied_at: Timestamp,
     pub(super) origin: Origin,
-    pub(super) files: Vec<String>,
+    pub(super) files: Vec<Source>,
     pub(super) warnings: Vec<String>,
 }
 

@@ -10,8 +10,8 @@ use ztseg_common::value::Workload;
 use crate::clocks::Clocks;
 use crate::datapath::sweep::Swept;
 use crate::datapath::{
-    Committed, Datapath, DatapathError, Finding, InterfaceSide, MapStatus, Options, ProgramStatus,
-    Verdicts,
+    Committed, Datapath, DatapathError, Finding, InterfaceSide, MapStatus, Options, PacketSockets,
+    ProgramStatus, Verdicts,
 };
 use crate::image::Image;
 
@@ -20,6 +20,7 @@ use crate::image::Image;
 pub trait Enforcer: Sized {
     fn commit(&mut self, image: &Image, clocks: &Clocks) -> Result<Committed, DatapathError>;
     fn attach_cgroup(&mut self) -> Result<bool, DatapathError>;
+    fn packet_sockets(&self) -> &PacketSockets;
     fn attach_interface(
         &mut self,
         ifindex: u32,
@@ -56,6 +57,10 @@ impl Enforcer for Datapath {
 
     fn attach_cgroup(&mut self) -> Result<bool, DatapathError> {
         Self::attach_cgroup(self)
+    }
+
+    fn packet_sockets(&self) -> &PacketSockets {
+        Self::packet_sockets(self)
     }
 
     fn attach_interface(

@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::api::types::{Applied, Status, WorkloadInfo};
+use crate::api::types::{Applied, ApplyRequest, Status, WorkloadInfo};
 use crate::events::log::EventLog;
+use crate::explain::{Asked, Question};
+use crate::image::Image;
+use crate::policy::resolved::Resolved;
 use crate::policy::source::Source;
 
 /// Something to do for the task that owns the state.
@@ -20,8 +23,28 @@ pub enum Command {
     },
     /// Tell the state.
     Status(oneshot::Sender<Box<Status>>),
+    /// Understand a question about a flow.
+    Understand {
+        /// The question.
+        question: Question,
+        /// It, and the policy in force; errors are text for people.
+        reply: oneshot::Sender<Result<Understood, String>>,
+    },
+    /// Tell the files of the policy in force.
+    Policy(oneshot::Sender<ApplyRequest>),
     /// Tell the workloads.
     Workloads(oneshot::Sender<Vec<WorkloadInfo>>),
+}
+
+/// What a question about a flow is answered with.
+#[derive(Clone, Debug)]
+pub struct Understood {
+    /// The question.
+    pub asked: Asked,
+    /// The policy in force.
+    pub resolved: Arc<Resolved>,
+    /// It, compiled.
+    pub image: Arc<Image>,
 }
 
 /// How many commands may wait.
@@ -56,6 +79,17 @@ impl Handle {
     /// The state; `None` when the agent is stopping.
     pub async fn status(&self) -> Option<Box<Status>> {
         self.ask(Command::Status).await
+    }
+
+    /// A question about a flow, understood, and the policy in force; `None` when the agent is
+    /// stopping.
+    pub async fn understand(&self, question: Question) -> Option<Result<Understood, String>> {
+        self.ask(|reply| Command::Understand { question, reply }).await
+    }
+
+    /// The files of the policy in force; `None` when the agent is stopping.
+    pub async fn policy(&self) -> Option<ApplyRequest> {
+        self.ask(Command::Policy).await
     }
 
     /// The workloads; `None` when the agent is stopping.

@@ -1,6 +1,7 @@
 //! What the hooks in use cannot promise, whatever the policy says. `status` shows it.
 
 use crate::api::types::Limit;
+use crate::datapath::PacketSockets;
 use crate::sockets::{Facts, adopt};
 
 /// (stable name, what is not promised, what to do where it matters)
@@ -20,11 +21,6 @@ const LIMITS: &[(&str, &str, &str)] = &[
         "sctp-at-cgroup",
         "SCTP of cgroup workloads is not judged: its packets do not pass the cgroup hooks",
         "match the interface, or keep the sctp kernel module from loading",
-    ),
-    (
-        "packet-sockets",
-        "packet sockets (CAP_NET_RAW) pass no inet cgroup hook",
-        "take CAP_NET_RAW away from the workload, or match its veth by `interface`",
     ),
     (
         "own-network",
@@ -112,8 +108,46 @@ const OLDER: (&str, &str, &str) = (
      (hostPID); or restart the services once",
 );
 
+/// What is not promised of packet sockets (`AF_PACKET`, `AF_XDP`), which pass no inet hook of a cgroup.
+fn packets(packets: &PacketSockets) -> Limit {
+    const PASS: &str = "packet sockets (CAP_NET_RAW) pass no inet cgroup hook";
+    const INSTEAD: &str =
+        "take CAP_NET_RAW away from the workload, or match its veth by `interface`";
+    let (what, instead) = match packets {
+        PacketSockets::Refused => (
+            "packet sockets pass no inet cgroup hook; an isolated workload is refused new ones, \
+             but keeps those that are older than the agent or than its isolation, or that were \
+             made elsewhere and passed in"
+                .into(),
+            format!("restart the workload once it is isolated; {INSTEAD}"),
+        ),
+        PacketSockets::NotActive => (
+            format!("{PASS}; BPF LSM, which could refuse them, is not active"),
+            format!(
+                "boot with `bpf` in the list `lsm=` of the kernel's command line \
+                 (/sys/kernel/security/lsm has the list that is in force); or {INSTEAD}"
+            ),
+        ),
+        PacketSockets::NotKnown => (
+            format!(
+                "{PASS}; whether BPF LSM is active, which could refuse them, is not known, so it is \
+                 not used"
+            ),
+            format!("mount securityfs at /sys/kernel/security and restart the agent; or {INSTEAD}"),
+        ),
+        PacketSockets::NotSupported(why) => {
+            (format!("{PASS}; BPF LSM is active, but does not refuse them: {why}"), INSTEAD.into())
+        }
+    };
+    Limit { id: "packet-sockets".into(), what, instead }
+}
+
 /// The limits as the API gives them.
-pub fn limits(telling: Option<&Facts>, older: Option<&adopt::Facts>) -> Vec<Limit> {
+pub fn limits(
+    telling: Option<&Facts>,
+    older: Option<&adopt::Facts>,
+    packet_sockets: &PacketSockets,
+) -> Vec<Limit> {
     let owned = |(id, what, instead): &(&str, &str, &str)| Limit {
         id: (*id).into(),
         what: (*what).into(),
@@ -122,7 +156,8 @@ pub fn limits(telling: Option<&Facts>, older: Option<&adopt::Facts>) -> Vec<Limi
     let unsupported = telling.is_some_and(Facts::is_unsupported).then_some(NOT_DESTROYED);
     let closed = telling.is_some_and(|facts| facts.closed() > 0).then_some(CLOSED);
     let left = older.is_some_and(|facts| facts.unknown() + facts.closed() > 0).then_some(OLDER);
-    LIMITS.iter().chain(&unsupported).chain(&closed).chain(&left).map(owned).collect()
+    let fixed = LIMITS.iter().chain(&unsupported).chain(&closed).chain(&left).map(owned);
+    fixed.chain([packets(packet_sockets)]).collect()
 }
 
 #[cfg(test)]
@@ -131,10 +166,25 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_texts_are_there() {
-        let mut ids: Vec<_> = limits(None, None).into_iter().map(|l| l.id).collect();
-        ids.sort();
+        let all = limits(None, None, &PacketSockets::Refused);
+        let mut ids: Vec<_> = all.iter().map(|l| l.id.as_str()).collect();
+        ids.sort_unstable();
         ids.dedup();
-        assert_eq!(ids.len(), LIMITS.len());
-        assert!(limits(None, None).iter().all(|l| !l.what.is_empty() && !l.instead.is_empty()));
+        assert_eq!(ids.len(), LIMITS.len() + 1);
+        assert!(all.iter().all(|l| !l.what.is_empty() && !l.instead.is_empty()));
+    }
+
+    #[test]
+    fn packet_sockets_are_a_limit_that_says_what_would_help() {
+        for (packet_sockets, what, instead) in [
+            (PacketSockets::Refused, "refused new ones", "restart the workload"),
+            (PacketSockets::NotActive, "is not active", "`lsm=`"),
+            (PacketSockets::NotKnown, "is not known", "mount securityfs"),
+            (PacketSockets::NotSupported("no trampoline".into()), "no trampoline", "CAP_NET_RAW"),
+        ] {
+            let all = limits(None, None, &packet_sockets);
+            let limit = all.iter().find(|l| l.id == "packet-sockets").expect("it is listed");
+            assert!(limit.what.contains(what) && limit.instead.contains(instead), "{limit:?}");
+        }
     }
 }

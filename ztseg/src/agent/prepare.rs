@@ -6,10 +6,12 @@ use crate::datapath::Capacity;
 use crate::image::Image;
 use crate::inventory::{Inventory, Membership};
 use crate::policy::compile::compile;
+use crate::policy::diagnostic::{Diagnostic, Diagnostics};
 use crate::policy::failsafe::Failsafe;
-use crate::policy::load;
+use crate::policy::model::Spanned;
 use crate::policy::resolved::{Isolation, Mode, Resolved};
 use crate::policy::source::Source;
+use crate::policy::{Loaded, load};
 
 /// A policy that compiled, with the inventory as it sees it.
 #[derive(Debug)]
@@ -34,7 +36,9 @@ pub fn prepare(
     inventory: &Inventory,
     capacity: &Capacity,
 ) -> Result<Prepared, String> {
-    let mut resolved = load(sources).map_err(|e| e.render(false))?.resolved;
+    let loaded = load(sources).map_err(|e| e.render(false))?;
+    no_kubernetes(&loaded).map_err(|e| e.render(false))?;
+    let mut resolved = loaded.resolved;
     if audit {
         audit_everything(&mut resolved);
     }
@@ -43,6 +47,21 @@ pub fn prepare(
     inventory.set_policy(&resolved);
     let image = build(&resolved, &inventory, capacity)?;
     Ok(Prepared { resolved: Arc::new(resolved), inventory, image })
+}
+
+/// Kubernetes objects are about pods, and no workload of this host is known to be one yet: in force,
+/// they would protect nothing.
+fn no_kubernetes(loaded: &Loaded) -> Result<(), Diagnostics> {
+    let refused = |document: &Spanned<&str>| {
+        let message = format!(
+            "the agent does not know pods yet, so `kind: {}` would do nothing",
+            document.value
+        );
+        let help = "`ztseg check` reads it; for the agent, write a `kind: SegmentPolicy`";
+        Diagnostic::error(document.span, message).help(help)
+    };
+    let found: Vec<_> = loaded.kubernetes.iter().map(refused).collect();
+    if found.is_empty() { Ok(()) } else { Err(Diagnostics::new(&loaded.sources, found)) }
 }
 
 /// Compiles a policy for the workloads in `inventory`, which must know the policy already.
@@ -104,5 +123,21 @@ spec:
         let error =
             prepare(&[source], false, &Failsafe::off(), &Inventory::new(), &Capacity::default());
         assert!(error.expect_err("refused").contains("bad.yaml"));
+    }
+
+    #[test]
+    fn what_would_protect_nothing_is_refused_with_its_place() {
+        let text = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: { name: closed }
+spec: {}
+";
+        let source = Source { name: "np.yaml".into(), text: text.into() };
+        let error =
+            prepare(&[source], false, &Failsafe::off(), &Inventory::new(), &Capacity::default())
+                .expect_err("refused");
+        assert!(error.contains("the agent does not know pods yet"), "{error}");
+        assert!(error.contains("np.yaml:3:7"), "{error}");
     }
 }

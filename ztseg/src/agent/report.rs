@@ -1,14 +1,19 @@
 //! What `status` and `workloads` show.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::core::{Core, kind_of};
+use super::core::{Core, Running, kind_of};
 use super::enforcer::Enforcer;
+use super::handle::Understood;
 use super::limits::limits;
-use crate::api::types::{self, Fill, Map, Program, Status, WorkloadInfo};
+use crate::api::types::{self, ApplyRequest, Fill, Map, PolicyFile, Program, Status, WorkloadInfo};
 use crate::discover::cgroups::WatchMode;
+use crate::explain::place::Places;
+use crate::explain::{Asked, Question};
 use crate::inventory::Membership;
 use crate::policy::failsafe::{Failsafe, Opening};
+use crate::policy::source::Source;
 use crate::sockets::{Facts, adopt};
 
 impl<E: Enforcer> Core<E> {
@@ -55,7 +60,7 @@ impl<E: Enforcer> Core<E> {
             applied_at: running.applied_at,
             audit: self.options.audit,
             origin: running.origin,
-            policies: running.files.clone(),
+            policies: running.files.iter().map(|file| file.name.to_string()).collect(),
             segments: running.resolved.own_segments(),
             rules: running.resolved.own_rules(),
             failsafe: self.failsafe(),
@@ -97,7 +102,7 @@ impl<E: Enforcer> Core<E> {
                 .into_iter()
                 .map(|m| Map { name: m.name, max_entries: m.max_entries, bytes: m.bytes })
                 .collect(),
-            limits: limits(self.telling.facts(), older),
+            limits: limits(self.telling.facts(), older, self.enforcer.packet_sockets()),
         }
     }
 
@@ -116,6 +121,24 @@ impl<E: Enforcer> Core<E> {
             units: units.clone(),
             workloads,
         }
+    }
+
+    /// The files of the policy in force.
+    pub fn policy(&self) -> ApplyRequest {
+        let file =
+            |file: &Source| PolicyFile { name: file.name.to_string(), text: file.text.to_string() };
+        ApplyRequest { files: self.running.files.iter().map(file).collect() }
+    }
+
+    /// A question about a flow, with what answers it: answering may take longer than the loop has.
+    ///
+    /// # Errors
+    /// What is wrong with the question.
+    pub fn understand(&self, question: &Question) -> Result<Understood, String> {
+        let Running { resolved, image, .. } = &self.running;
+        let places = Places { resolved, inventory: &self.inventory, pods: &[] };
+        let asked = Asked::new(&places, question)?;
+        Ok(Understood { asked, resolved: Arc::clone(resolved), image: Arc::clone(image) })
     }
 
     /// The workloads, sorted by name.

@@ -165,6 +165,12 @@ fn handle<E: Enforcer>(
         Command::Status(reply) => {
             let _ = reply.send(Box::new(core.status()));
         }
+        Command::Understand { question, reply } => {
+            let _ = reply.send(core.understand(&question));
+        }
+        Command::Policy(reply) => {
+            let _ = reply.send(core.policy());
+        }
         Command::Workloads(reply) => {
             let _ = reply.send(core.workloads());
         }

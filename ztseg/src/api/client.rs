@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
@@ -71,6 +72,23 @@ impl Client {
     /// When there is no agent, no permission, or no sensible answer.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let request = Request::get(path).header("host", "ztseg").body(Full::default());
+        self.whole(self.send(request).await?).await
+    }
+
+    /// Asks something that takes more than a path.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; [`ClientError::Refused`] when the question makes no sense.
+    pub async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        question: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(question).map_err(|e| self.broken(&e))?;
+        let request = Request::post(path)
+            .header("host", "ztseg")
+            .header("content-type", "application/json")
+            .body(body.into());
         self.whole(self.send(request).await?).await
     }
 

@@ -5,8 +5,10 @@
 //! | `GET /healthz` | `ok` | everyone who can connect |
 //! | `GET /v1/status` | [`super::types::Status`] | readers |
 //! | `GET /v1/workloads` | a list of [`super::types::WorkloadInfo`] | readers |
+//! | `GET /v1/policy` | the files in force, [`ApplyRequest`] | readers |
 //! | `GET /v1/metrics` | OpenMetrics text | readers |
 //! | `GET /v1/events?last=N&follow=1` | [`super::types::EventLine`]s | readers |
+//! | `POST /v1/explain`, [`crate::explain::Question`] | [`crate::explain::Explanation`] | readers |
 //! | `POST /v1/apply` | [`super::types::Applied`] | root |
 
 use std::convert::Infallible;
@@ -26,6 +28,7 @@ use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use futures_util::stream::{self, Stream};
+use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Group;
@@ -34,8 +37,10 @@ use tokio::net::UnixListener;
 
 use super::access::{self, Access, Caller};
 use super::types::{ApplyRequest, ErrorBody};
-use crate::agent::handle::Handle;
+use crate::agent::handle::{Handle, Understood};
 use crate::events::log::Follower;
+use crate::explain::{self, Question};
+use crate::policy::compile::for_questions;
 use crate::policy::source::Source;
 use crate::present::metrics;
 
@@ -139,8 +144,10 @@ pub fn router(agent: Handle) -> Router {
     let read = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/workloads", get(workloads))
+        .route("/v1/policy", get(policy))
         .route("/v1/metrics", get(measures))
         .route("/v1/events", get(events))
+        .route("/v1/explain", post(explain))
         .layer(middleware::from_fn(|c, r, n| guard(Access::Read, c, r, n)));
     let change = Router::new()
         .route("/v1/apply", post(apply))
@@ -207,6 +214,10 @@ async fn workloads(State(agent): State<Handle>) -> Response {
     agent.workloads().await.map_or_else(stopping, |w| Json(w).into_response())
 }
 
+async fn policy(State(agent): State<Handle>) -> Response {
+    agent.policy().await.map_or_else(stopping, |p| Json(p).into_response())
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct EventsQuery {
@@ -259,15 +270,45 @@ fn stream(
     })
 }
 
+async fn explain(State(agent): State<Handle>, body: Bytes) -> Response {
+    let question = match serde_json::from_slice::<Question>(&body) {
+        Ok(question) => question,
+        Err(e) => return not_as_expected(&e),
+    };
+    let understood = match agent.understand(question).await {
+        Some(Ok(understood)) => understood,
+        Some(Err(text)) => return error(StatusCode::UNPROCESSABLE_ENTITY, text),
+        None => return stopping(),
+    };
+    let answer = tokio::task::spawn_blocking(move || {
+        let Understood { asked, resolved, image } = understood;
+        let now = Timestamp::now();
+        if let Some(explanation) = explain::explain(&resolved, &image, now, &asked) {
+            return Ok(explanation);
+        }
+        // Of a workload that this host does not have.
+        let image = for_questions(&resolved, asked.sets()).map_err(|e| e.to_string())?;
+        explain::explain(&resolved, &image, now, &asked)
+            .ok_or_else(|| "the policy has no classes for these workloads".to_owned())
+    });
+    match answer.await {
+        Ok(Ok(explanation)) => Json(explanation).into_response(),
+        Ok(Err(text)) => error(StatusCode::UNPROCESSABLE_ENTITY, text),
+        Err(e) => error(StatusCode::INTERNAL_SERVER_ERROR, format!("no answer: {e}")),
+    }
+}
+
+fn not_as_expected(e: &serde_json::Error) -> Response {
+    error(StatusCode::BAD_REQUEST, format!("the body is not as expected: {e}"))
+}
+
 async fn apply(State(agent): State<Handle>, body: Bytes) -> Response {
     let files = if body.is_empty() {
         None
     } else {
         match serde_json::from_slice::<ApplyRequest>(&body) {
             Ok(request) => Some(request.files),
-            Err(e) => {
-                return error(StatusCode::BAD_REQUEST, format!("the body is not as expected: {e}"));
-            }
+            Err(e) => return not_as_expected(&e),
         }
     };
     let sources = files.map(|files| {

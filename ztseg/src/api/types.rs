@@ -32,7 +32,7 @@ pub struct EventRecord {
     pub reason: String,
     /// The deciding rule, `policy/name`.
     pub rule: Option<String>,
-    /// With the reason `isolation`: the segments whose isolation the flow met.
+    /// With the reasons `isolation` and `packet-socket`: the segments whose isolation it met.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub isolated_by: Vec<String>,
     /// The generation that judged.
@@ -45,7 +45,7 @@ pub struct EventRecord {
     pub local: End,
     /// The other end.
     pub peer: Peer,
-    /// The protocol's name, or its number.
+    /// The protocol's name, or its number; at the hook `socket-create` the address family's name.
     pub proto: String,
     /// TCP flags as tcpdump writes them.
     pub tcp_flags: Option<String>,
@@ -154,11 +154,11 @@ pub struct ErrorBody {
     pub error: String,
 }
 
-/// Body of an apply; without one, what is configured is read again.
+/// Body of an apply, where without one what is configured is read again; and the policy in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApplyRequest {
-    /// The files of the whole policy: nothing of what runs now is kept.
+    /// The files of the whole policy: an apply keeps nothing of what runs now.
     pub files: Vec<PolicyFile>,
 }
 

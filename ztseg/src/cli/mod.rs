@@ -7,12 +7,18 @@ mod apply;
 mod check;
 mod completions;
 mod detach;
+mod diff;
 mod events;
+mod explain;
+mod fmt;
+mod lint;
 mod man;
 mod output;
 mod run;
+mod schema;
 mod settings;
 mod status;
+mod test;
 mod workloads;
 
 use std::path::PathBuf;
@@ -38,6 +44,17 @@ enum Verb {
     Run(run::Run),
     /// Check policy files and run their tests; needs no agent and no root
     Check(check::Check),
+    /// Run the tests of policy files and report every one; needs no agent and no root
+    Test(test::Test),
+    /// Say which rule decides a flow, and why; offline on files, or on the running agent
+    Explain(explain::Explain),
+    /// Show which flows change between two policies, or from the one in force
+    Diff(diff::Diff),
+    /// Warn about policies that load and are most likely not what was meant: rules that decide
+    /// nothing, what is open to everybody, what nothing uses
+    Lint(lint::Lint),
+    /// Write policy files in one form: the order of fields, indentation, quotes; comments stay
+    Fmt(fmt::Fmt),
     /// Put a policy in force: the given files, or what is configured, read again
     Apply(apply::Apply),
     /// Show the agent's state, and what it cannot promise on this host
@@ -50,6 +67,8 @@ enum Verb {
     Detach(detach::Detach),
     /// Print completions for a shell
     Completions(completions::Completions),
+    /// Print the JSON Schema of policy files, for editors that complete and check them
+    Schema(schema::Schema),
     /// Print the manual page, or write all of them into a folder
     Man(man::Man),
 }
@@ -112,12 +131,18 @@ pub fn main() -> ExitCode {
     let result = match cli.verb {
         Verb::Run(verb) => verb.execute(),
         Verb::Check(verb) => verb.execute(),
+        Verb::Test(verb) => verb.execute(),
+        Verb::Explain(verb) => block_on(verb.execute()),
+        Verb::Diff(verb) => block_on(verb.execute()),
+        Verb::Lint(verb) => verb.execute(),
+        Verb::Fmt(verb) => verb.execute(),
         Verb::Apply(verb) => block_on(verb.execute()),
         Verb::Status(verb) => block_on(verb.execute()),
         Verb::Workloads(verb) => block_on(verb.execute()),
         Verb::Events(verb) => block_on(verb.execute()),
         Verb::Detach(verb) => block_on(verb.execute()),
         Verb::Completions(verb) => verb.execute(),
+        Verb::Schema(verb) => verb.execute(),
         Verb::Man(verb) => verb.execute(),
     };
     match result {

@@ -61,5 +61,14 @@ pub(super) fn error(text: &str) {
 
 /// Whether errors are coloured: on a terminal, unless `NO_COLOR` (no-color.org) says otherwise.
 pub(super) fn color() -> bool {
-    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+    std::io::stderr().is_terminal() && color_is_wanted()
+}
+
+/// The same for what goes to standard output.
+pub(super) fn color_of_output() -> bool {
+    std::io::stdout().is_terminal() && color_is_wanted()
+}
+
+fn color_is_wanted() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }

@@ -26,6 +26,18 @@ pub(super) fn policies(paths: &[PathBuf], optional: &[PathBuf]) -> Result<Vec<So
     Ok(files.sources)
 }
 
+/// Reads the named policy files and folders; where none is named, what is configured.
+pub(super) fn named_or_configured(
+    named: &[PathBuf],
+    config: &Config,
+) -> Result<Vec<Source>, Failure> {
+    if named.is_empty() {
+        policies(&config.policies, &Config::default().policies)
+    } else {
+        policies(named, &[])
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use bytemuck::{NoUninit, Pod, Zeroable};
 
-use super::sys::{Command, address, bpf, fd_u32};
+use super::sys::{Command, address, address_mut, bpf, fd_u32};
 
 #[repr(C)]
 #[derive(Clone, Copy, Zeroable, Pod)]
@@ -93,9 +93,9 @@ impl<K: Pod, V: Pod> Walk<K, V> {
             let mut next = [0u32];
             let mut attr = Attr::zeroed();
             attr.in_batch = position.as_ref().map_or(0, |position| address(position));
-            attr.out_batch = address(next.as_mut_slice());
-            attr.keys = address(self.keys.as_mut_slice());
-            attr.values = address(self.values.as_mut_slice());
+            attr.out_batch = address_mut(&mut next);
+            attr.keys = address_mut(&mut self.keys);
+            attr.values = address_mut(&mut self.values);
             attr.count = u32::try_from(self.keys.len()).unwrap_or(u32::MAX);
             attr.map_fd = fd_u32(map.as_raw_fd());
             match bpf(Command::MapLookupBatch, &mut attr) {

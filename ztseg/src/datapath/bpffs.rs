@@ -1,8 +1,10 @@
 //! The folder for pins: it must lie on a bpffs, and only one agent may use it.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{FsType, statfs};
 
@@ -19,7 +21,6 @@ const STANDARD: &str = "/sys/fs/bpf";
 /// lasts as long as the returned file.
 pub fn prepare(bpffs: &Path) -> Result<File, DatapathError> {
     let existing = bpffs.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-    let on_bpffs = |path: &Path| statfs(path).is_ok_and(|s| s.filesystem_type() == BPF_FS_MAGIC);
     if !on_bpffs(existing) {
         if !bpffs.starts_with(STANDARD) {
             let message = format!(
@@ -28,10 +29,7 @@ pub fn prepare(bpffs: &Path) -> Result<File, DatapathError> {
             );
             return Err(kernel("preparing the folder for pins", anyhow::anyhow!(message)));
         }
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        mount(Some("bpf"), STANDARD, Some("bpf"), flags, Some("mode=700")).map_err(|e| {
-            kernel(&format!("mounting a bpffs at {STANDARD}"), std::io::Error::from(e))
-        })?;
+        mount_standard().map_err(|e| kernel(&format!("mounting a bpffs at {STANDARD}"), e))?;
     }
     let pins = Pins::new(bpffs);
     for folder in [pins.maps(), pins.links()] {
@@ -41,13 +39,28 @@ pub fn prepare(bpffs: &Path) -> Result<File, DatapathError> {
     lock(bpffs)
 }
 
+/// Mounts the standard bpffs. Of agents that start at once, one does: a second mount would hide the
+/// first one's pins.
+fn mount_standard() -> io::Result<()> {
+    let _lock = Flock::lock(File::open(STANDARD)?, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
+    if on_bpffs(Path::new(STANDARD)) {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    Ok(mount(Some("bpf"), STANDARD, Some("bpf"), flags, Some("mode=700"))?)
+}
+
+fn on_bpffs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+}
+
 /// Takes the lock of a folder that is there.
 pub fn lock(bpffs: &Path) -> Result<File, DatapathError> {
     let folder = File::open(bpffs)
         .map_err(|e| kernel(&format!("opening the folder {}", bpffs.display()), e))?;
     match sys::lock_folder(&folder) {
         Ok(()) => Ok(folder),
-        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
             Err(DatapathError::SecondAgent(bpffs.to_owned()))
         }
         Err(e) => Err(kernel(&format!("locking the folder {}", bpffs.display()), e)),

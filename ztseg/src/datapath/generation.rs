@@ -1,12 +1,15 @@
 //! Generations: a complete set of inner maps, filled beside the one in force, then switched to by
 //! one store.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
+use std::thread::{self, ScopedJoinHandle};
 
 use anyhow::Context as _;
 use bytemuck::{NoUninit, Zeroable};
+use rustc_hash::FxHashMap;
 use ztseg_common::addr::Addr;
 use ztseg_common::key::{
     EntryKey, PORT_CHUNKS, PORT_SLOTS, PORTS_PER_CHUNK, PrefixKey, WorkloadKey,
@@ -32,7 +35,8 @@ pub const OUTER: [&str; 8] =
 #[derive(Debug)]
 pub struct Generation {
     /// In the order of [`OUTER`].
-    inner: [Inner; 8],
+    inner: [Arc<Inner>; 8],
+    tables: Tables,
     /// How many rules there are, index zero included.
     pub rule_count: usize,
 }
@@ -41,6 +45,37 @@ pub struct Generation {
 struct Inner {
     map: OwnedFd,
     id: u32,
+}
+
+impl Inner {
+    fn new(map: OwnedFd) -> anyhow::Result<Arc<Self>> {
+        let id = sys::map_info(map.as_fd()).context("asking for a map's id")?.id;
+        Ok(Arc::new(Self { map, id }))
+    }
+
+    /// What never changes, nobody shall change.
+    fn frozen(name: &str, map: OwnedFd) -> anyhow::Result<Arc<Self>> {
+        sys::map_freeze(map.as_fd()).with_context(|| format!("freezing the map {name}"))?;
+        Self::new(map)
+    }
+}
+
+/// The large tables of an image, which most changes of a policy leave as they are.
+#[derive(Debug)]
+struct Tables {
+    entries: Arc<FxHashMap<EntryKey, Entry>>,
+    hosts: Arc<FxHashMap<Addr, Peer>>,
+    prefixes: Arc<BTreeMap<PrefixKey, Peer>>,
+}
+
+impl Tables {
+    fn of(image: &Image) -> Self {
+        Self {
+            entries: image.entries.clone(),
+            hosts: image.hosts.clone(),
+            prefixes: image.prefixes.clone(),
+        }
+    }
 }
 
 /// A place in the outer maps.
@@ -133,64 +168,117 @@ pub fn check_capacity(image: &Image, capacity: &Capacity) -> Result<(), Datapath
     Ok(())
 }
 
+/// What a generation is filled with.
+#[derive(Clone, Copy, Debug)]
+pub struct Content<'a> {
+    /// The policy.
+    pub image: &'a Image,
+    /// The workloads of this host, with the flags of their interfaces.
+    pub workloads: &'a HashMap<WorkloadKey, Workload>,
+    /// How many workloads there may be.
+    pub capacity: &'a Capacity,
+    /// When rules end.
+    pub clocks: &'a Clocks,
+}
+
 /// Makes and fills the inner maps, and puts them into `slot` of the outer maps.
 ///
-/// The slot must be idle: no program reads it any more.
+/// The slot must be idle: no program reads it any more. Large maps that would be as those of `before`
+/// are taken from it; nobody writes into them, so two generations may have them.
 pub fn fill(
     outer: &HashMap<&'static str, OwnedFd>,
     slot: u32,
-    image: &Image,
-    workloads: &HashMap<WorkloadKey, Workload>,
-    capacity: &Capacity,
-    clocks: &Clocks,
+    content: Content<'_>,
+    before: Option<&Generation>,
 ) -> anyhow::Result<Generation> {
-    let workload_map = hash::<WorkloadKey, Workload>("WORKLOADS", capacity.workloads, NO_PREALLOC)?;
-    fill_hash(&workload_map, "WORKLOADS", workloads.iter().map(|(k, v)| (*k, *v)))?;
-
-    let subjects = array::<Subject>("SUBJECTS", &image.subjects)?;
-    let end = |rule: &Rule| if rule.expires == 0 { 0 } else { clocks.boot_at(rule.expires) };
-    let on_boot_time = |rule: &Rule| Rule { expires: end(rule), ..*rule };
-    let rules = image.rules.iter().map(on_boot_time).collect::<Vec<_>>();
-    let rules = array::<Rule>("RULES", &rules)?;
-    let fallbacks = array::<Fallback>("FALLBACKS", &image.fallbacks)?;
-    let ports = array::<PortChunk>("PORTS", &port_chunks(&image.ports))?;
-
-    let entries = hash::<EntryKey, Entry>("ENTRIES", size(image.entries.len()), 0)?;
-    fill_hash(&entries, "ENTRIES", image.entries.iter().map(|(k, v)| (*k, *v)))?;
-    let hosts = hash::<Addr, Peer>("HOSTS", size(image.hosts.len()), 0)?;
-    fill_hash(&hosts, "HOSTS", image.hosts.iter().map(|(k, v)| (*k, *v)))?;
-    let prefixes = create::<PrefixKey, Peer>(
-        "PREFIXES",
-        MapType::LpmTrie,
-        size(image.prefixes.len()),
-        NO_PREALLOC,
-    )?;
-    fill_hash(&prefixes, "PREFIXES", image.prefixes.iter().map(|(k, v)| (*k, *v)))?;
-
-    // What never changes, nobody shall change: the workloads are the exception.
-    for (name, map) in
-        OUTER[1..].iter().zip([&subjects, &rules, &fallbacks, &ports, &entries, &hosts, &prefixes])
-    {
-        sys::map_freeze(map.as_fd()).with_context(|| format!("freezing the map {name}"))?;
-    }
-    let inner = [workload_map, subjects, rules, fallbacks, ports, entries, hosts, prefixes];
+    let tables = Tables::of(content.image);
+    let inner = inner_maps(content, &tables, before)?;
     // Each store waits for a grace period; side by side they wait for the same one.
-    std::thread::scope(|scope| {
-        let stores = OUTER
-            .iter()
-            .zip(&inner)
-            .map(|(name, map)| scope.spawn(move || store(outer, name, slot, map)));
-        stores.collect::<Vec<_>>().into_iter().try_for_each(|store| {
-            store.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a store panicked")))
-        })
-    })?;
-    let mut ids = [0; 8];
-    for (id, map) in ids.iter_mut().zip(&inner) {
-        *id = sys::map_info(map.as_fd()).context("asking for a map's id")?.id;
-    }
-    let mut ids = ids.into_iter();
-    let inner = inner.map(|map| Inner { map, id: ids.next().unwrap_or(0) });
-    Ok(Generation { inner, rule_count: image.rules.len() })
+    side_by_side(OUTER.iter().zip(&inner), |(name, inner)| store(outer, name, slot, &inner.map))?;
+    Ok(Generation { inner, tables, rule_count: content.image.rules.len() })
+}
+
+/// The inner maps, in the order of [`OUTER`].
+fn inner_maps(
+    content: Content<'_>,
+    tables: &Tables,
+    before: Option<&Generation>,
+) -> anyhow::Result<[Arc<Inner>; 8]> {
+    let Content { image, workloads, capacity, clocks } = content;
+    let again = |name: &str, same: fn(&Tables, &Tables) -> bool| {
+        let before = before.filter(|before| same(&before.tables, tables))?;
+        let (_, inner) = OUTER.iter().zip(&before.inner).find(|(outer, _)| **outer == name)?;
+        Some(inner.clone())
+    };
+    thread::scope(|scope| {
+        let entries = scope.spawn(|| {
+            again("ENTRIES", |a, b| a.entries == b.entries).map_or_else(
+                || large("ENTRIES", MapType::Hash, 0, tables.entries.iter().map(copied)),
+                Ok,
+            )
+        });
+        let hosts = scope.spawn(|| {
+            again("HOSTS", |a, b| a.hosts == b.hosts).map_or_else(
+                || large("HOSTS", MapType::Hash, 0, tables.hosts.iter().map(copied)),
+                Ok,
+            )
+        });
+        let prefixes = scope.spawn(|| {
+            let prefixes = tables.prefixes.iter().map(copied);
+            again("PREFIXES", |a, b| a.prefixes == b.prefixes)
+                .map_or_else(|| large("PREFIXES", MapType::LpmTrie, NO_PREALLOC, prefixes), Ok)
+        });
+
+        let workload_map =
+            hash::<WorkloadKey, Workload>("WORKLOADS", capacity.workloads, NO_PREALLOC)?;
+        fill_map(&workload_map, "WORKLOADS", workloads.iter().map(copied))?;
+        let end = |rule: &Rule| if rule.expires == 0 { 0 } else { clocks.boot_at(rule.expires) };
+        let on_boot_time = |rule: &Rule| Rule { expires: end(rule), ..*rule };
+        let rules = image.rules.iter().map(on_boot_time).collect::<Vec<_>>();
+        Ok([
+            // The workloads change while the generation is in force.
+            Inner::new(workload_map)?,
+            Inner::frozen("SUBJECTS", array::<Subject>("SUBJECTS", &image.subjects)?)?,
+            Inner::frozen("RULES", array::<Rule>("RULES", &rules)?)?,
+            Inner::frozen("FALLBACKS", array::<Fallback>("FALLBACKS", &image.fallbacks)?)?,
+            Inner::frozen("PORTS", array::<PortChunk>("PORTS", &port_chunks(&image.ports))?)?,
+            joined(entries)?,
+            joined(hosts)?,
+            joined(prefixes)?,
+        ])
+    })
+}
+
+/// A map that is filled and never changes.
+fn large<K: NoUninit + Send + Sync, V: NoUninit + Send + Sync>(
+    name: &str,
+    map_type: MapType,
+    flags: u32,
+    pairs: impl ExactSizeIterator<Item = (K, V)>,
+) -> anyhow::Result<Arc<Inner>> {
+    let map = create::<K, V>(name, map_type, size(pairs.len()), flags)?;
+    fill_map(&map, name, pairs)?;
+    Inner::frozen(name, map)
+}
+
+/// Does something for each of a few things at the same time.
+fn side_by_side<T: Send>(
+    things: impl Iterator<Item = T>,
+    work: impl Fn(T) -> anyhow::Result<()> + Sync,
+) -> anyhow::Result<()> {
+    let work = &work;
+    thread::scope(|scope| {
+        let running: Vec<_> = things.map(|thing| scope.spawn(move || work(thing))).collect();
+        running.into_iter().try_for_each(joined)
+    })
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, anyhow::Result<T>>) -> anyhow::Result<T> {
+    thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a thread panicked")))
+}
+
+fn copied<K: Copy, V: Copy>((key, value): (&K, &V)) -> (K, V) {
+    (*key, *value)
 }
 
 /// Returns when no program runs any more that began before the call.
@@ -234,21 +322,28 @@ fn hash<K, V>(name: &str, max_entries: u32, flags: u32) -> anyhow::Result<OwnedF
     create::<K, V>(name, MapType::Hash, max_entries, flags)
 }
 
-fn fill_hash<K: NoUninit, V: NoUninit>(
+/// Elements from which on several processors fill a map.
+const SHARED_WORK: usize = 1 << 14;
+/// Processors that are taken for it at most: the host has other work.
+const MAX_WORKERS: usize = 4;
+
+fn fill_map<K: NoUninit + Send + Sync, V: NoUninit + Send + Sync>(
     map: &OwnedFd,
     name: &str,
     pairs: impl Iterator<Item = (K, V)>,
 ) -> anyhow::Result<()> {
     let (keys, values): (Vec<K>, Vec<V>) = pairs.unzip();
-    sys::map_update_batch(map.as_fd(), &keys, &values)
-        .with_context(|| format!("filling the map {name} with {} entries", keys.len()))
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
+    let part = keys.len().div_ceil(workers).max(SHARED_WORK);
+    side_by_side(keys.chunks(part).zip(values.chunks(part)), |(keys, values)| {
+        sys::map_update_batch(map.as_fd(), keys, values)
+            .with_context(|| format!("filling the map {name} with {} entries", keys.len()))
+    })
 }
 
-fn array<V: NoUninit>(name: &str, values: &[V]) -> anyhow::Result<OwnedFd> {
+fn array<V: NoUninit + Send + Sync>(name: &str, values: &[V]) -> anyhow::Result<OwnedFd> {
     let map = create::<u32, V>(name, MapType::Array, size(values.len()), INNER_MAP)?;
-    let keys: Vec<u32> = (0..size(values.len())).take(values.len()).collect();
-    sys::map_update_batch(map.as_fd(), &keys, values)
-        .with_context(|| format!("filling the map {name} with {} entries", keys.len()))?;
+    fill_map(&map, name, (0..).zip(values.iter().copied()))?;
     Ok(map)
 }
 

@@ -22,6 +22,8 @@ pub enum ProgramType {
     CgroupSock = 9,
     /// `cgroup/connect4` and its kind
     CgroupSockAddr = 18,
+    /// BPF LSM
+    Lsm = 29,
 }
 
 /// Loads a program from its instructions (`struct bpf_insn`). `attach_type` is where it is to be

@@ -1,5 +1,6 @@
 //! What the maps cost.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -18,12 +19,17 @@ pub fn maps(pins: &Pins) -> io::Result<Vec<MapStatus>> {
         let map = sys::open_pinned(&entry.path())?;
         let info = sys::map_info(map.as_fd())?;
         if info.map_type == ARRAY_OF_MAPS {
+            // Two generations may have one map.
+            let mut inner = BTreeMap::<u32, Vec<String>>::new();
             for slot in 0..2u32 {
                 let mut id = [0u32];
                 if sys::map_lookup(map.as_fd(), &slot, &mut id).is_ok() {
-                    let inner = sys::map_by_id(id[0])?;
-                    rows.push(status(format!("{name}[{slot}]"), &inner)?);
+                    inner.entry(id[0]).or_default().push(slot.to_string());
                 }
+            }
+            for (id, slots) in inner {
+                let map = sys::map_by_id(id)?;
+                rows.push(status(format!("{name}[{}]", slots.join(",")), &map)?);
             }
         } else {
             rows.push(status(name, &map)?);

@@ -15,6 +15,7 @@ mod generation;
 mod guard;
 mod layout;
 mod links;
+mod lsm;
 pub mod measure;
 mod memory;
 pub mod object;
@@ -42,15 +43,16 @@ use ztseg_common::event::{EVENT_VERSION, Event};
 use ztseg_common::key::{MAX_CGROUP_LEVEL, WorkloadKey, interface_of, scope, workload_interface};
 use ztseg_common::shares::Usage;
 use ztseg_common::value::{
-    CONTROL_FAR_INTERFACES, CONTROL_WHOLE_HIERARCHY, Control, WORKLOAD_HOST_SIDE, Workload,
-    generation, slot,
+    CONTROL_FAR_INTERFACES, CONTROL_WHOLE_HIERARCHY, Control, WORKLOAD_HOST, WORKLOAD_HOST_SIDE,
+    Workload, generation, slot,
 };
 
 use self::control::ControlWord;
 pub use self::error::DatapathError;
-use self::generation::{Generation, OUTER};
+use self::generation::{Content, Generation, OUTER};
 pub use self::guard::{Finding, Tampering};
 use self::links::Link;
+pub use self::lsm::PacketSockets;
 use self::pin::PinnedMap;
 use self::programs::RARE_PROGRAMS;
 pub use self::programs::{CGROUP_PROGRAMS, TC_PROGRAMS, has_tcx};
@@ -154,6 +156,9 @@ pub struct Datapath {
     interfaces: HashMap<u32, Interface>,
     sweeper: Sweeper,
     cgroup_attached: bool,
+    packet_sockets: PacketSockets,
+    /// The cgroup root as a workload; zero where it is not there (yet).
+    host: WorkloadKey,
     turn: Turn,
     stand: Stand,
     // Released when the datapath is dropped.
@@ -197,6 +202,7 @@ impl Datapath {
         if options.debug {
             debug::start(&mut ebpf);
         }
+        let packet_sockets = programs::load_packet(&mut ebpf);
         let mut turn = Turn::open(&pins.root).map_err(doing)?;
         let stand = takeover::begin(&mut turn, &options.bpffs, &pins).map_err(doing)?;
         let mut outer = HashMap::new();
@@ -241,6 +247,8 @@ impl Datapath {
             interfaces: HashMap::new(),
             sweeper,
             cgroup_attached: false,
+            packet_sockets,
+            host: cgroup_id(&options.cgroup_root).unwrap_or_default(),
             turn,
             stand,
             lock,
@@ -262,8 +270,9 @@ impl Datapath {
         self.control.add_levels(image.levels);
         let doing = |e| kernel(&format!("writing generation {number}"), e);
         let capacity = &self.options.capacity;
-        let new = generation::fill(&self.outer, slot(stamp), image, &workloads, capacity, clocks)
-            .map_err(doing)?;
+        let content = Content { image, workloads: &workloads, capacity, clocks };
+        let before = self.generation.as_ref();
+        let new = generation::fill(&self.outer, slot(stamp), content, before).map_err(doing)?;
         self.control.set_stamp(stamp);
         self.workloads = workloads;
         self.share_out();
@@ -299,6 +308,9 @@ impl Datapath {
     fn with_flags(&self, key: WorkloadKey, mut workload: Workload) -> Workload {
         let interface = interface_of(key).and_then(|i| self.interfaces.get(&i));
         workload.flags = interface.map_or(0, |i| i.flags);
+        if key == self.host {
+            workload.flags |= WORKLOAD_HOST;
+        }
         workload
     }
 
@@ -316,11 +328,18 @@ impl Datapath {
             let root = &self.options.cgroup_root;
             let (links, new) = programs::attach_cgroup(&self.ebpf, &self.pins, root)?;
             self.links.extend(links);
+            let packets = &mut self.packet_sockets;
+            self.links.extend(programs::attach_packet(&self.ebpf, &self.pins, root, packets));
             any_new = new;
             self.carry_flows()?;
             self.cgroup_attached = true;
         }
         Ok(any_new)
+    }
+
+    /// What becomes of packet sockets of isolated workloads.
+    pub const fn packet_sockets(&self) -> &PacketSockets {
+        &self.packet_sockets
     }
 
     /// Copies the flows of other versions that this one does not know, where they are up to date.
@@ -498,9 +517,14 @@ impl Datapath {
 }
 
 /// Whether a cgroup is the root of the cgroup2 hierarchy: its kernfs id is one
-/// (`kernfs_create_root`, fs/kernfs/dir.c), and the file system shows ids as inode numbers.
+/// (`kernfs_create_root`, fs/kernfs/dir.c).
 fn is_whole_hierarchy(cgroup: &Path) -> io::Result<bool> {
-    Ok(std::fs::metadata(cgroup)?.ino() == 1)
+    Ok(cgroup_id(cgroup)? == 1)
+}
+
+/// The id of a cgroup: the file system shows it as the inode number.
+fn cgroup_id(cgroup: &Path) -> io::Result<u64> {
+    Ok(std::fs::metadata(cgroup)?.ino())
 }
 
 fn open_map(pins: &Pins, name: &str) -> Result<OwnedFd, DatapathError> {

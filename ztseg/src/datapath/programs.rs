@@ -11,13 +11,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions};
 use aya::programs::{
-    CgroupSkb, CgroupSock, CgroupSockAddr, Program, SchedClassifier, TcAttachType, TcHandle, tc,
+    CgroupSkb, CgroupSock, CgroupSockAddr, LsmCgroup, Program, SchedClassifier, TcAttachType,
+    TcHandle, tc,
 };
 use aya::util::KernelVersion;
-use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
 
 use super::generation::{self, OUTER};
 use super::links::{Link, Target};
+use super::lsm::{self, PacketSockets};
 use super::sys::{self, AttachType};
 use super::{DatapathError, InterfaceSide, Options, ProgramStatus, filters, layout, object};
 
@@ -32,6 +34,10 @@ pub const CGROUP_PROGRAMS: [(&str, AttachType); 7] = [
     ("ztseg_sendmsg4", AttachType::Sendmsg4),
     ("ztseg_sendmsg6", AttachType::Sendmsg6),
 ];
+
+/// The program at the cgroup root that refuses packet sockets, where the kernel calls it; and its hook.
+pub const LSM_PROGRAM: (&str, AttachType) = ("ztseg_packet", AttachType::LsmCgroup);
+const LSM_HOOK: &str = "socket_create";
 
 /// The programs at interfaces: packets from the workload and to it, with an Ethernet header and
 /// without.
@@ -107,7 +113,8 @@ impl Pins {
 }
 
 /// Loads the object: maps that are pinned are adopted, the others made and pinned. The programs pass
-/// the verifier before anything is attached; [`RARE_PROGRAMS`] when the first interface needs them.
+/// the verifier before anything is attached; [`RARE_PROGRAMS`] when the first interface needs them, and
+/// [`LSM_PROGRAM`] by [`load_packet`].
 pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, DatapathError> {
     let bytes = object::bytes();
     if bytes.is_empty() {
@@ -143,11 +150,35 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, DatapathError> {
     warn_of_other_size(&pins.maps().join(FLOW_TABLES[0]), flows);
     let mut ebpf = loader.load(bytes).map_err(|e| kernel("loading the kernel object", e))?;
     for (name, program) in ebpf.programs_mut() {
-        if !RARE_PROGRAMS.contains(&name) {
+        if !RARE_PROGRAMS.contains(&name) && name != LSM_PROGRAM.0 {
             load_program(program).map_err(|e| kernel(&format!("loading the program {name}"), e))?;
         }
     }
     Ok(ebpf)
+}
+
+/// Loads the program that refuses packet sockets, where the kernel would call it. All else works
+/// without, so what the kernel says against it is no error.
+pub fn load_packet(ebpf: &mut Ebpf) -> PacketSockets {
+    let active = lsm::activity();
+    if active != PacketSockets::Refused {
+        return active;
+    }
+    let mut load = || {
+        let program = ebpf.program_mut(LSM_PROGRAM.0).context("not in the object")?;
+        let program: &mut LsmCgroup = program.try_into()?;
+        let types = Btf::from_sys_fs().context("reading the kernel's types")?;
+        anyhow::Ok(program.load(LSM_HOOK, &types)?)
+    };
+    load().map_or_else(|e| not_supported("loading", &e), |()| PacketSockets::Refused)
+}
+
+fn not_supported(doing: &str, error: &anyhow::Error) -> PacketSockets {
+    tracing::warn!("packet sockets are not refused: {doing} {}: {error:#}", LSM_PROGRAM.0);
+    // What the verifier has to say is long, and in the log.
+    let error = format!("{error:#}");
+    let first = error.lines().next().unwrap_or_default();
+    PacketSockets::NotSupported(format!("{doing} the program failed: {first}"))
 }
 
 /// Loads a program that was not needed so far; nothing where it is loaded.
@@ -204,6 +235,7 @@ pub fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> anyhow::Result<BorrowedFd<'
         Program::CgroupSkb(p) => fd_of_skb(p)?,
         Program::CgroupSock(p) => fd_of_sock(p)?,
         Program::CgroupSockAddr(p) => fd_of_sock_addr(p)?,
+        Program::LsmCgroup(p) => p.fd()?.as_fd(),
         Program::SchedClassifier(p) => p.fd()?.as_fd(),
         other => anyhow::bail!("unexpected program type {:?}", other.prog_type()),
     })
@@ -240,6 +272,33 @@ pub fn attach_cgroup(
     };
     let links = CGROUP_PROGRAMS.into_iter().map(&mut attach).collect::<Result<_, _>>()?;
     Ok((links, any_new))
+}
+
+/// Attaches the program that refuses packet sockets, where it is loaded; a failure goes into
+/// `packets`. Where it is not loaded, what an earlier agent attached goes: nobody looks after it.
+pub fn attach_packet(
+    ebpf: &Ebpf,
+    pins: &Pins,
+    root: &Path,
+    packets: &mut PacketSockets,
+) -> Option<(PathBuf, Link)> {
+    let (name, attach_type) = LSM_PROGRAM;
+    let (pin, target) = (pins.links().join(name), Target::Cgroup(root.to_owned()));
+    if *packets != PacketSockets::Refused {
+        if let Err(e) = remove_link(&pin) {
+            tracing::warn!("detaching {name}: {e}");
+        }
+        return None;
+    }
+    let attached = program_fd(ebpf, name)
+        .and_then(|fd| Ok(Link::attach((name, fd), &target, attach_type, &pin)?));
+    match attached {
+        Ok((link, _)) => Some((pin, link)),
+        Err(e) => {
+            *packets = not_supported("attaching", &e);
+            None
+        }
+    }
 }
 
 /// A TC program and where it goes.

@@ -6,8 +6,8 @@ use std::os::fd::AsFd as _;
 use ztseg_common::event::Counter;
 use ztseg_common::value::Rule;
 
-use super::programs::{self, TC_PROGRAMS, kernel};
-use super::{Datapath, DatapathError, memory, open_map, sys};
+use super::programs::{self, LSM_PROGRAM, TC_PROGRAMS, kernel};
+use super::{Datapath, DatapathError, PacketSockets, memory, open_map, sys};
 
 /// A program in the kernel, for `status`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +68,8 @@ impl Datapath {
         let attached = |name: &str| {
             if TC_PROGRAMS.contains(&name) {
                 self.interfaces.values().map(|i| i.name.clone()).collect()
+            } else if name == LSM_PROGRAM.0 && self.packet_sockets != PacketSockets::Refused {
+                Vec::new()
             } else if self.cgroup_attached {
                 vec![self.options.cgroup_root.display().to_string()]
             } else {

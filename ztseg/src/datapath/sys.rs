@@ -74,6 +74,8 @@ pub enum AttachType {
     Sendmsg4 = 14,
     /// `cgroup/sendmsg6`
     Sendmsg6 = 15,
+    /// `lsm_cgroup`, kernel 6.0; which hook, the program knows
+    LsmCgroup = 43,
     /// TCX ingress, kernel 6.6
     TcxIngress = 46,
     /// TCX egress, kernel 6.6
@@ -100,8 +102,15 @@ pub(super) fn fd_u32(fd: RawFd) -> u32 {
     u32::try_from(fd).unwrap_or(u32::MAX)
 }
 
+/// Where the kernel reads from.
 pub(super) fn address<T>(slice: &[T]) -> u64 {
     slice.as_ptr() as u64
+}
+
+/// Where the kernel writes to. Its own function, since the compiler takes for granted that nothing is
+/// written through a pointer that was made from a shared reference.
+pub(super) fn address_mut<T>(slice: &mut [T]) -> u64 {
+    slice.as_mut_ptr() as u64
 }
 
 /// What to create.
@@ -224,7 +233,7 @@ pub fn map_lookup<K: NoUninit, V: Pod>(
         map_fd: fd_u32(map.as_raw_fd()),
         zero: 0,
         key: std::ptr::from_ref(key) as u64,
-        value: address(value),
+        value: address_mut(value),
         flags: 0,
     };
     bpf(Command::MapLookup, &mut attr).map(drop)
@@ -419,6 +428,23 @@ pub fn lock_folder(folder: &std::fs::File) -> io::Result<()> {
     // SAFETY: a plain system call on a descriptor that is open.
     let ret = unsafe { libc::flock(folder.as_fd().as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The numbers of the modules for access control that are active (`lsm_list_modules`, kernel 6.8;
+/// uapi/linux/lsm.h has the numbers).
+pub fn lsm_modules() -> io::Result<Vec<u64>> {
+    /// The same on all architectures (scripts/syscall.tbl).
+    const SYS_LSM_LIST_MODULES: libc::c_long = 461;
+    let mut numbers = [0u64; 64];
+    // Some kernels read 64 bits, some the lower 32.
+    let mut size = size_of_val(&numbers) as u64;
+    // SAFETY: the buffer has the size that is passed, and the kernel writes no more.
+    let count =
+        unsafe { libc::syscall(SYS_LSM_LIST_MODULES, numbers.as_mut_ptr(), &raw mut size, 0) };
+    match usize::try_from(count) {
+        Ok(count) => Ok(numbers.into_iter().take(count).collect()),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Nanoseconds since boot, suspended time included (`CLOCK_BOOTTIME`).

@@ -17,7 +17,8 @@ pub struct Record {
     pub hook: Hook,
     /// Which way the flow goes, as its subject sees it.
     pub direction: Direction,
-    /// IP protocol number; zero when the packet could not be read so far.
+    /// IP protocol number; zero when the packet could not be read so far. At
+    /// [`Hook::SocketCreate`] the address family.
     pub protocol: u8,
     /// TCP flags of the packet.
     pub tcp_flags: u8,

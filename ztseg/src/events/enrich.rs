@@ -2,7 +2,7 @@
 
 use ztseg_common::addr::proto;
 use ztseg_common::event::EventKind;
-use ztseg_common::verdict::{Direction, Reason};
+use ztseg_common::verdict::{Hook, Reason};
 
 use super::decode::Record;
 use super::names::Names;
@@ -17,7 +17,9 @@ pub fn enrich(record: &Record, names: &Names, clocks: &Clocks) -> EventRecord {
         EventKind::Audit => EventVerdict::Audit,
         EventKind::Forwarded => EventVerdict::Forwarded,
     };
-    let isolated_by = if record.reason == Reason::Isolation {
+    // A socket that is not made has no ends yet, and no protocol.
+    let is_socket = record.hook == Hook::SocketCreate;
+    let isolated_by = if matches!(record.reason, Reason::Isolation | Reason::PacketSocket) {
         let audit = verdict == EventVerdict::Audit;
         names.isolating(generation, record.subject, record.direction, audit)
     } else {
@@ -27,14 +29,11 @@ pub fn enrich(record: &Record, names: &Names, clocks: &Clocks) -> EventRecord {
         let forgotten = || format!("rule {rank} of generation {generation}");
         names.rule(generation, rank).unwrap_or_else(forgotten)
     });
-    let icmp = [proto::ICMP, proto::ICMPV6].contains(&record.protocol);
+    let icmp = !is_socket && [proto::ICMP, proto::ICMPV6].contains(&record.protocol);
     EventRecord {
         time: clocks.wall_at(record.time),
         verdict,
-        direction: match record.direction {
-            Direction::Ingress => "ingress".into(),
-            Direction::Egress => "egress".into(),
-        },
+        direction: record.direction.name().into(),
         reason: record.reason.name().into(),
         rule,
         isolated_by,
@@ -47,13 +46,19 @@ pub fn enrich(record: &Record, names: &Names, clocks: &Clocks) -> EventRecord {
             port: record.remote.1,
             workload: record.peer.map(|key| names.workload(key)),
             // The address of a known workload makes it a member of nothing.
-            segments: record.peer.map_or_else(
-                || names.address_segments(generation, record.remote.0),
-                |key| names.segments(key),
-            ),
+            segments: match record.peer {
+                Some(key) => names.segments(key),
+                None if is_socket => Vec::new(),
+                None => names.address_segments(generation, record.remote.0),
+            },
         },
-        proto: protocol_name(record.protocol),
-        tcp_flags: (record.protocol == proto::TCP).then(|| tcp_flags(record.tcp_flags)),
+        proto: if is_socket {
+            family_name(record.protocol)
+        } else {
+            protocol_name(record.protocol)
+        },
+        tcp_flags: (!is_socket && record.protocol == proto::TCP)
+            .then(|| tcp_flags(record.tcp_flags)),
         icmp_type: icmp.then_some(record.icmp_type),
         hook: record.hook.name().into(),
         pid: record.pid,
@@ -72,6 +77,15 @@ fn protocol_name(protocol: u8) -> String {
         proto::ICMP => "icmp".into(),
         proto::ICMPV6 => "icmpv6".into(),
         other => other.to_string(),
+    }
+}
+
+/// The name of an address family (linux/socket.h) whose sockets may be refused.
+fn family_name(family: u8) -> String {
+    match family {
+        17 => "AF_PACKET".into(),
+        44 => "AF_XDP".into(),
+        other => format!("AF_{other}"),
     }
 }
 
@@ -158,6 +172,20 @@ spec:
         let mut by = enrich(&record, &names(), &clocks()).isolated_by;
         by.sort();
         assert_eq!(by, ["trial", "web"]);
+    }
+
+    #[test]
+    fn a_refused_socket_has_its_family_and_who_isolates() {
+        let mut record = decode(&denied()).expect("known");
+        (record.reason, record.hook) = (Reason::PacketSocket, Hook::SocketCreate);
+        record.remote = ([0; 16].into(), 0);
+        for (family, name) in [(17, "AF_PACKET"), (44, "AF_XDP"), (6, "AF_6"), (1, "AF_1")] {
+            record.protocol = family;
+            let event = enrich(&record, &names(), &clocks());
+            assert_eq!((event.proto.as_str(), event.reason.as_str()), (name, "packet-socket"));
+            assert_eq!((event.tcp_flags, event.icmp_type), (None, None));
+            assert_eq!((event.isolated_by, event.pid), (vec!["web".to_owned()], Some(4711)));
+        }
     }
 
     #[test]

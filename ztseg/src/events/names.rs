@@ -122,10 +122,7 @@ impl Names {
         let set = generation.subjects.get(&subject).map(Vec::as_slice).unwrap_or_default();
         let isolates = |id: &&SegmentId| {
             let segment = generation.policy.segments.get(id.0 as usize);
-            let isolation = segment.map(|s| match direction {
-                Direction::Ingress => s.ingress,
-                Direction::Egress => s.egress,
-            });
+            let isolation = segment.map(|s| s.isolation(direction));
             match isolation {
                 Some(Isolation::Enforce) => true,
                 Some(Isolation::Audit) => audit,

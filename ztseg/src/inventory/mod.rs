@@ -19,6 +19,9 @@ use self::selectors::{Placement, Selectors};
 use crate::image::{Image, SegmentSet};
 use crate::policy::resolved::Resolved;
 
+/// The name of the workload of everything that is in no other.
+const HOST: &str = "host";
+
 /// A cgroup of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CgroupFacts {
@@ -204,6 +207,27 @@ impl Inventory {
         self.cgroups.iter().filter_map(|(id, member)| Some((*id, owner(member)?))).collect()
     }
 
+    /// The name and the segments of the workload that a cgroup at `path` belongs to, or would if it
+    /// were there.
+    pub fn owner_of(&self, path: &str) -> (String, SegmentSet) {
+        let mut rest = path.trim_end_matches('/');
+        loop {
+            let Placement { segments, workload } = self.selectors.cgroup(rest);
+            match rest.rfind('/') {
+                Some(at) if !workload => rest = &rest[..at],
+                Some(_) => return (rest.to_owned(), segments),
+                None => return (HOST.to_owned(), segments),
+            }
+        }
+    }
+
+    /// The segments of what is behind an interface of this name, or would be if it were there.
+    pub fn interface(&self, name: &str) -> SegmentSet {
+        let is_there = |member: &&Member| matches!(&member.source, Source::Interface { name: known, .. } if known == name);
+        let there = self.interfaces.values().find(is_there).and_then(|m| m.membership.as_ref());
+        there.map_or_else(|| self.selectors.interface(name, false), |m| m.segments.clone())
+    }
+
     /// Number of cgroups that are there, workloads or not.
     pub fn cgroup_count(&self) -> usize {
         self.cgroups.len()
@@ -220,7 +244,7 @@ impl Member {
         let found = match &self.source {
             Source::Cgroup { path, level } => {
                 let Placement { segments, workload } = selectors.cgroup(path);
-                let name = if path.trim_matches('/').is_empty() { "host" } else { path };
+                let name = if path.trim_matches('/').is_empty() { HOST } else { path };
                 workload.then(|| (name.to_owned(), Some(*level), segments))
             }
             Source::Interface { name, host_side } => {

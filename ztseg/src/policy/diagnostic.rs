@@ -60,6 +60,8 @@ impl Severity {
 pub struct Diagnostic {
     /// How bad it is.
     pub severity: Severity,
+    /// The check that found it, where that has a name.
+    pub id: Option<&'static str>,
     /// What is wrong, in one line.
     pub message: String,
     /// Where.
@@ -75,13 +77,26 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// An error.
     pub fn error(span: Span, message: impl Into<String>) -> Self {
-        let message = message.into();
-        Self { severity: Severity::Error, message, span, label: None, related: vec![], help: None }
+        Self {
+            severity: Severity::Error,
+            id: None,
+            message: message.into(),
+            span,
+            label: None,
+            related: vec![],
+            help: None,
+        }
     }
 
     /// A warning.
     pub fn warning(span: Span, message: impl Into<String>) -> Self {
         Self { severity: Severity::Warning, ..Self::error(span, message) }
+    }
+
+    /// Sets the name of the check that found it.
+    #[must_use]
+    pub fn id(self, id: &'static str) -> Self {
+        Self { id: Some(id), ..self }
     }
 
     /// Sets the words at the place itself.
@@ -153,6 +168,11 @@ impl Diagnostics {
         parts.join(", ")
     }
 
+    /// The place of a span of these sources.
+    pub fn place(&self, span: Span) -> Position {
+        span.position(&self.sources)
+    }
+
     /// Where a diagnostic of this list points to.
     pub fn position(&self, diagnostic: &Diagnostic) -> Position {
         diagnostic.span.position(&self.sources)
@@ -160,7 +180,8 @@ impl Diagnostics {
 
     /// One diagnostic in one line: `file:line:column: error: what is wrong; what to write`.
     pub fn line(&self, d: &Diagnostic) -> String {
-        let mut line = format!("{}: {}: {}", self.position(d), d.severity.name(), d.message);
+        let id = d.id.map_or_else(String::new, |id| format!("[{id}]"));
+        let mut line = format!("{}: {}{id}: {}", self.position(d), d.severity.name(), d.message);
         for (span, label) in &d.related {
             // Writing to a string does not fail.
             let _ = write!(line, "; {label}: {}", span.position(&self.sources));
@@ -193,11 +214,10 @@ impl Diagnostics {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
         };
-        let mut group = level.primary_title(d.message.as_str()).element(self.snippet(
-            d.span,
-            AnnotationKind::Primary,
-            d.label.as_deref(),
-        ));
+        let title = level.primary_title(d.message.as_str());
+        let title = if let Some(id) = d.id { title.id(id) } else { title };
+        let snippet = self.snippet(d.span, AnnotationKind::Primary, d.label.as_deref());
+        let mut group = title.element(snippet);
         for (span, label) in &d.related {
             group = group.element(self.snippet(*span, AnnotationKind::Context, Some(label)));
         }

@@ -6,17 +6,14 @@
 
 use std::fmt;
 
-use ipnet::IpNet;
-use ztseg_common::addr::proto;
-use ztseg_common::verdict::Direction;
-
 use super::diagnostic::quote;
 use super::parse::network;
 use super::resolved::{
-    Action, Isolation, Mode, Network, PortRange, Resolved, Rule, Segment, SegmentId, Selector,
-    Side, Tier,
+    Ends, Isolation, Network, PortRange, Resolved, Rule, Segment, SegmentId, Selector, Side,
 };
 use super::source::Position;
+use ipnet::IpNet;
+use ztseg_common::addr::proto;
 
 /// The protocols that a port can be opened for.
 const PROTOCOLS: [(&str, u8); 3] =
@@ -167,7 +164,7 @@ impl Failsafe {
             position: position.clone(),
         });
         resolved.failsafe = Some(id);
-        let rule = |direction: Direction, opening: &Opening| {
+        let rule = |ends: Ends, opening: &Opening| {
             let own = Side { segments: vec![id], ..Side::default() };
             let network = |cidr| Network { cidr, except: Vec::new() };
             let peers = Side {
@@ -175,28 +172,18 @@ impl Failsafe {
                 networks: opening.peers.map(network).into_iter().collect(),
                 ..Side::default()
             };
-            let (word, from, to) = match direction {
-                Direction::Ingress => ("inbound", peers, own),
-                Direction::Egress => ("outbound", own, peers),
+            let (word, from, to) = if ends == Ends::Ingress {
+                ("inbound", peers, own)
+            } else {
+                ("outbound", own, peers)
             };
             let Opening { protocol, port, .. } = *opening;
-            Rule {
-                name: format!("failsafe/{word} {opening}"),
-                tier: Tier::Admin,
-                action: Action::Allow,
-                mode: Mode::Enforce,
-                log: false,
-                reject: false,
-                expires: None,
-                from,
-                to,
-                ports: vec![PortRange { protocol: Some(protocol), first: port, last: port }],
-                position: position.clone(),
-                built_in: Some(direction),
-            }
+            let name = format!("failsafe/{word} {opening}");
+            let ports = PortRange { protocol: Some(protocol), first: port, last: port };
+            Rule::built_in(name, ends, [from, to], ports, position.clone())
         };
-        let inbound = self.inbound.iter().map(|o| rule(Direction::Ingress, o));
-        let outbound = self.outbound.iter().map(|o| rule(Direction::Egress, o));
+        let inbound = self.inbound.iter().map(|o| rule(Ends::Ingress, o));
+        let outbound = self.outbound.iter().map(|o| rule(Ends::Egress, o));
         let rules: Vec<Rule> = inbound.chain(outbound).collect();
         resolved.rules.splice(0..0, rules);
     }

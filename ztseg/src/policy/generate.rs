@@ -6,6 +6,8 @@
 //! addresses are of blocks for documentation and private use, except where the edges of the
 //! address space are the point.
 
+mod rules;
+
 use std::net::IpAddr;
 
 use fastrand::Rng;
@@ -18,8 +20,8 @@ use ztseg_common::verdict::Direction;
 use super::failsafe::{Failsafe, Opening};
 use super::oracle::PeerFacts;
 use super::resolved::{
-    Action, Isolation, Mode, Network, PortRange, Resolved, Rule, Segment, SegmentId, Selector,
-    Side, Tier,
+    Action, Ends, Isolation, Mode, Network, PortRange, Resolved, Rule, Segment, SegmentId,
+    Selector, Side, Tier,
 };
 use super::source::Position;
 use crate::image::SegmentSet;
@@ -154,15 +156,7 @@ pub fn world(rng: &mut Rng) -> World {
     let count = rng.u32(0..7);
     let segments: Vec<Segment> = (0..count).map(|i| segment(rng, i)).collect();
     let mut workloads: Vec<_> = (1..=rng.u32(1..9)).map(|i| membership(rng, i, count)).collect();
-    let mut rules: Vec<Rule> = (0..rng.usize(0..20)).filter_map(|_| rule(rng, count)).collect();
-    // The order of evaluation: tiers in their order; application tier: denies, then allows.
-    rules.sort_by_key(|r| {
-        (r.tier as u8, if r.tier == Tier::Application { r.action as u8 } else { 0 })
-    });
-    for (i, rule) in rules.iter_mut().enumerate() {
-        rule.name = format!("p/rule-{i}");
-    }
-    let mut resolved = Resolved { segments, rules, failsafe: None };
+    let mut resolved = Resolved { segments, rules: rules::rules(rng, count), failsafe: None };
     if rng.bool() {
         failsafe(rng).add_to(&mut resolved);
         if let Some(id) = resolved.failsafe {
@@ -221,7 +215,8 @@ pub fn large(rng: &mut Rng, segments: u32, rules: usize, addresses: u32) -> Worl
             to: side(rng),
             ports: vec![PortRange { protocol: Some(proto::TCP), first: port, last: port }],
             position: position(),
-            built_in: None,
+            ends: Ends::Both,
+            built_in: false,
         };
         if i % 10 == 0 {
             let share = (addresses as usize).div_ceil(with_networks);
@@ -290,68 +285,6 @@ fn failsafe(rng: &mut Rng) -> Failsafe {
     };
     let mut openings = || (0..rng.usize(0..4)).filter_map(|_| opening(rng)).collect();
     Failsafe { inbound: openings(), outbound: openings(), units: Vec::new() }
-}
-
-/// A rule, unless neither of its sides makes a subject.
-fn rule(rng: &mut Rng, segments: u32) -> Option<Rule> {
-    let tier = pick(rng, &[Tier::Application, Tier::Application, Tier::Admin, Tier::Baseline]);
-    let actions: &[Action] = match tier {
-        Tier::Application => &[Action::Deny, Action::Allow],
-        Tier::Admin | Tier::Baseline => &[Action::Deny, Action::Allow, Action::Pass],
-    };
-    let (from, to) = (side(rng, segments), side(rng, segments));
-    let is_subject = |side: &Side| side.any || !side.segments.is_empty();
-    let action = pick(rng, actions);
-    (is_subject(&from) || is_subject(&to)).then(|| Rule {
-        name: String::new(),
-        tier,
-        action,
-        mode: pick(rng, &[Mode::Enforce, Mode::Enforce, Mode::Audit]),
-        log: rng.bool(),
-        reject: action == Action::Deny && rng.u8(0..4) == 0,
-        expires: (rng.u8(0..3) == 0).then(|| moment(rng)),
-        from,
-        to,
-        ports: (0..rng.usize(1..3)).map(|_| ports(rng)).collect(),
-        position: position(),
-        built_in: None,
-    })
-}
-
-fn side(rng: &mut Rng, segments: u32) -> Side {
-    let mut side = Side::default();
-    if rng.u8(0..8) == 0 {
-        side.any = true;
-        // `[any, office]` is allowed.
-        if rng.bool() {
-            return side;
-        }
-    }
-    if segments > 0 && rng.u8(0..3) != 0 {
-        side.segments = (0..rng.usize(1..3)).map(|_| SegmentId(rng.u32(0..segments))).collect();
-    }
-    if side.segments.is_empty() || rng.u8(0..4) == 0 {
-        side.networks = (0..rng.usize(1..3)).map(|_| network(rng)).collect();
-    }
-    side
-}
-
-fn network(rng: &mut Rng) -> Network {
-    let except = if rng.bool() { 0 } else { rng.usize(0..4) };
-    Network { cidr: net(rng), except: (0..except).map(|_| net(rng)).collect() }
-}
-
-fn ports(rng: &mut Rng) -> PortRange {
-    if rng.u8(0..6) == 0 {
-        return PortRange::ANY;
-    }
-    let protocol = Some(pick(rng, &PROTOCOLS));
-    let (a, b) = (pick(rng, &PORTS), pick(rng, &PORTS));
-    match rng.u8(0..3) {
-        0 => PortRange { protocol, first: 0, last: u16::MAX },
-        1 => PortRange { protocol, first: a, last: a },
-        _ => PortRange { protocol, first: a.min(b), last: a.max(b) },
-    }
 }
 
 fn net(rng: &mut Rng) -> IpNet {

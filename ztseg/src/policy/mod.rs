@@ -5,8 +5,11 @@
 pub mod compile;
 pub mod diagnostic;
 pub mod failsafe;
+pub mod format;
 #[cfg(any(test, feature = "generate"))]
 pub mod generate;
+pub mod kubernetes;
+pub mod lint;
 pub mod model;
 pub mod names;
 pub mod oracle;
@@ -18,9 +21,13 @@ pub mod testcase;
 pub mod yaml;
 
 use diagnostic::{Diagnostic, Diagnostics};
+use kubernetes::placed::PlacedPod;
+use model::Spanned;
 use resolved::Resolved;
 use source::Source;
-use testcase::ResolvedTest;
+use testcase::{ResolvedTest, TestEnd};
+
+use crate::judge::End;
 
 /// What a load gives when nothing is wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,8 +36,23 @@ pub struct Loaded {
     pub resolved: Resolved,
     /// The `tests:` of all files, in file order.
     pub tests: Vec<ResolvedTest>,
+    /// The pods of all files, with their segments.
+    pub pods: Vec<PlacedPod>,
+    /// The kind and the place of every Kubernetes document.
+    pub kubernetes: Vec<Spanned<&'static str>>,
     /// What was loaded; spans refer to it by index.
     pub sources: Vec<Source>,
+}
+
+impl Loaded {
+    /// One end of a test as one end of a flow of this address family.
+    pub fn end(&self, end: TestEnd, v4: bool) -> End {
+        match end {
+            TestEnd::Segment(id) => End::workload([id]),
+            TestEnd::Address(address) => End::address(address),
+            TestEnd::Pod(number) => self.pods[number].end(v4),
+        }
+    }
 }
 
 /// Reads policies from all `sources` together, as one policy.
@@ -43,9 +65,10 @@ pub struct Loaded {
 pub fn load(sources: &[Source]) -> Result<Loaded, Diagnostics> {
     let mut found: Vec<Diagnostic> = Vec::new();
     let parsed = parse::parse(sources, &mut found);
-    let (resolved, tests) = resolve::resolve(&parsed, sources, &mut found);
+    let (resolved, tests, pods) = resolve::resolve(&parsed, sources, &mut found);
     if found.is_empty() {
-        Ok(Loaded { resolved, tests, sources: sources.to_vec() })
+        let kubernetes = parsed.kubernetes.documents;
+        Ok(Loaded { resolved, tests, pods, kubernetes, sources: sources.to_vec() })
     } else {
         Err(Diagnostics::new(sources, found))
     }

@@ -6,7 +6,8 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::diagnostic::Span;
-use super::resolved::{Mode, PortRange, Selector};
+use super::kubernetes::Objects;
+use super::resolved::{Mode, PortRange, Selector, Tier};
 use super::testcase::Expect;
 
 /// A value and where it stands.
@@ -30,6 +31,8 @@ impl<T> Spanned<T> {
 pub struct Parsed {
     /// In the order of the sources and of the documents in them.
     pub policies: Vec<Policy>,
+    /// The Kubernetes documents.
+    pub kubernetes: Objects,
     /// Whether every definition of a name was read. Where one was not, a name that seems unknown
     /// may be known.
     pub complete: bool,
@@ -40,6 +43,10 @@ pub struct Parsed {
 pub struct Policy {
     /// `metadata.name`; `None` where it could not be read, which was reported.
     pub name: Option<Spanned<String>>,
+    /// The tier that its rules are in.
+    pub tier: Tier,
+    /// Its place among the policies of its tier, lower first; of the admin and baseline tiers only.
+    pub priority: Option<Spanned<u32>>,
     /// Its mode.
     pub mode: Mode,
     /// What it denies is told so, where a rule does not say otherwise.
@@ -52,6 +59,8 @@ pub struct Policy {
     pub deny: Vec<Rule>,
     /// Its allow rules.
     pub allow: Vec<Rule>,
+    /// Its pass rules; of the admin and baseline tiers only.
+    pub pass: Vec<Rule>,
     /// Its tests.
     pub tests: Vec<Test>,
 }
@@ -67,6 +76,8 @@ pub struct Segment {
     pub mode: Option<Mode>,
     /// Directions with default deny.
     pub isolation: Directions,
+    /// Whether it says so itself.
+    pub says_isolation: bool,
     /// `match` entries that name workloads.
     pub selectors: Vec<Selector>,
     /// `match` entries that name addresses.
@@ -158,4 +169,11 @@ pub enum End {
     Name(String),
     /// An address.
     Address(IpAddr),
+    /// A pod.
+    Pod {
+        /// Its namespace.
+        namespace: String,
+        /// Its name there.
+        name: String,
+    },
 }

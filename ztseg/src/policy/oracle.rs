@@ -6,12 +6,11 @@
 
 use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
 use jiff::Timestamp;
 use ztseg_common::verdict::Direction;
 
 use super::resolved::{
-    Action, Isolation, Mode, Network, Resolved, Rule, Segment, SegmentId, Side, Tier,
+    Action, Isolation, Mode, Resolved, Rule, Segment, SegmentId, Side, Tier, in_net,
 };
 use crate::image::SegmentSet;
 
@@ -75,7 +74,7 @@ pub fn decide_at(
     let concerned = isolation.iter().any(|i| *i != Isolation::Open)
         || resolved.rules.iter().any(|rule| {
             let mine = if direction == Direction::Ingress { &rule.to } else { &rule.from };
-            rule.built_in.is_none() && is_subject(mine, subject)
+            !rule.built_in && rule.ends.hold(direction) && is_subject(mine, subject)
         });
     let matching: Vec<(usize, &Rule)> = resolved
         .rules
@@ -87,8 +86,9 @@ pub fn decide_at(
                 Direction::Ingress => (&rule.to, &rule.from),
             };
             rule.expires.is_none_or(|end| now < end)
+                && rule.ends.hold(direction)
                 && is_subject(mine, subject)
-                && rule.built_in.is_none_or(|at| at == direction && concerned)
+                && (concerned || !rule.built_in)
                 && is_peer(resolved, rule, theirs, peer, direction)
                 && rule.ports.iter().any(|p| p.contains(protocol, port))
         })
@@ -128,7 +128,7 @@ fn is_peer(
     peer: &PeerFacts,
     direction: Direction,
 ) -> bool {
-    if side.any || side.networks.iter().any(|n| network_contains(n, peer.address)) {
+    if side.any || side.networks.iter().any(|n| n.contains(peer.address)) {
         return true;
     }
     if peer.nobody {
@@ -141,28 +141,9 @@ fn is_peer(
         None => resolved
             .segments
             .get(segment.0 as usize)
-            .is_some_and(|s| s.addresses.iter().any(|net| net_contains(*net, peer.address))),
+            .is_some_and(|s| s.addresses.iter().any(|net| in_net(*net, peer.address))),
     };
     side.segments.iter().any(is_in)
-}
-
-fn network_contains(network: &Network, address: IpAddr) -> bool {
-    net_contains(network.cidr, address)
-        && !network.except.iter().any(|net| net_contains(*net, address))
-}
-
-/// A packet with an IPv4-mapped IPv6 address is an IPv4 packet, and a CIDR among those addresses
-/// is an IPv4 CIDR.
-fn net_contains(net: IpNet, address: IpAddr) -> bool {
-    let net = match net {
-        IpNet::V6(v6) if v6.prefix_len() >= 96 => v6
-            .network()
-            .to_ipv4_mapped()
-            .and_then(|v4| Ipv4Net::new(v4, v6.prefix_len() - 96).ok())
-            .map_or(net, IpNet::V4),
-        _ => net,
-    };
-    net.contains(&address.to_canonical())
 }
 
 /// Tier by tier; in each, the first rule.
@@ -196,7 +177,7 @@ fn evaluate(rules: &[(usize, &Rule)], isolated: bool) -> OracleDecision {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::resolved::PortRange;
+    use crate::policy::resolved::{Ends, PortRange};
     use crate::policy::source::Position;
 
     fn position() -> Position {
@@ -216,7 +197,8 @@ mod tests {
             to,
             ports: vec![PortRange { protocol: Some(6), first: 80, last: 80 }],
             position: position(),
-            built_in: None,
+            ends: Ends::Both,
+            built_in: false,
         }
     }
 
@@ -275,17 +257,19 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_of_ipv6_holds_no_ipv4() {
-        let net = |cidr: &str, except: &[&str]| Network {
-            cidr: cidr.parse().unwrap(),
-            except: except.iter().map(|e| e.parse().unwrap()).collect(),
+    fn a_rule_of_one_end_says_nothing_at_the_other() {
+        let one = |ends| Rule { ends, ..rule(Action::Allow, segments(&[0]), segments(&[1])) };
+        let asked = |ends, direction| {
+            let (subject, other) = if direction == Direction::Egress { (0, 1) } else { (1, 0) };
+            let p = policy(vec![one(ends)]);
+            let peer = peer(Some(other), "10.0.0.1");
+            decide(&p, &[SegmentId(subject)].into(), &peer, direction, 6, 80).allow
         };
-        let contains = |n: &Network, a: &str| network_contains(n, a.parse().unwrap());
-        assert!(!contains(&net("::/0", &[]), "192.0.2.1"));
-        assert!(!contains(&net("::/0", &[]), "::ffff:192.0.2.1"));
-        assert!(contains(&net("::/0", &[]), "2001:db8::1"));
-        assert!(contains(&net("::ffff:192.0.2.0/120", &[]), "192.0.2.1"));
-        assert!(contains(&net("0.0.0.0/0", &["::/0"]), "192.0.2.1"));
-        assert!(!contains(&net("0.0.0.0/0", &["192.0.2.1/32"]), "192.0.2.1"));
+        for (ends, egress, ingress) in
+            [(Ends::Both, true, true), (Ends::Egress, true, false), (Ends::Ingress, false, true)]
+        {
+            let found = (asked(ends, Direction::Egress), asked(ends, Direction::Ingress));
+            assert_eq!(found, (egress, ingress), "{ends:?}");
+        }
     }
 }

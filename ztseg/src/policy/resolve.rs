@@ -1,12 +1,24 @@
 //! The model to the resolved form: names over all sources become numbers.
 
-use std::collections::{BTreeMap, HashSet};
+mod order;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+pub(super) use order::Order;
 
 use super::diagnostic::{Diagnostic, Span, quote};
+use super::kubernetes::placed::PlacedPod;
+use super::kubernetes::translate::{Translated, translate};
 use super::model::{self, End, Parsed, Peer, Policy, Spanned};
 use super::names;
 use super::resolved::{
-    Action, Isolation, Mode, Network, Resolved, Rule, Segment, SegmentId, Side, Tier,
+    Action, Ends, Isolation, Mode, Network, Resolved, Rule, Segment, SegmentId, Side,
 };
 use super::source::Source;
 use super::testcase::{ResolvedTest, TestEnd};
@@ -21,31 +33,51 @@ pub fn resolve(
     parsed: &Parsed,
     sources: &[Source],
     out: &mut Vec<Diagnostic>,
-) -> (Resolved, Vec<ResolvedTest>) {
+) -> (Resolved, Vec<ResolvedTest>, Vec<PlacedPod>) {
     let complete = parsed.complete;
-    let mut resolver =
-        Resolver { sources, complete, names: BTreeMap::new(), suggestions: MAX_SUGGESTIONS, out };
+    let mut resolver = Resolver {
+        sources,
+        complete,
+        names: BTreeMap::new(),
+        pods: HashMap::new(),
+        groups: Vec::new(),
+        networks: FxHashMap::default(),
+        suggestions: MAX_SUGGESTIONS,
+        out,
+    };
     resolver.policy_names(&parsed.policies);
-    let segments = resolver.definitions(&parsed.policies);
-    let mut deny = Vec::new();
-    let mut allow = Vec::new();
+    order::check_priorities(parsed, resolver.out);
+    let mut segments = resolver.definitions(&parsed.policies);
+    let Translated { segments: selected, mut rules, pods } =
+        translate(&parsed.kubernetes, segments.len(), sources);
+    segments.extend(selected);
+    let named =
+        |(number, pod): (usize, &PlacedPod)| ((pod.namespace.clone(), pod.name.clone()), number);
+    resolver.pods = pods.iter().enumerate().map(named).collect();
     let mut tests = Vec::new();
     for policy in &parsed.policies {
         resolver.rule_names(policy);
-        let lists = [
-            (Action::Deny, "deny", &policy.deny, &mut deny),
-            (Action::Allow, "allow", &policy.allow, &mut allow),
-        ];
-        for (action, kind, list, rules) in lists {
+        for (action, kind, list) in lists(policy) {
+            let order = Order::of_segment_policy(policy, action);
             for (place, rule) in (1..).zip(list) {
                 let name = rule_name(rule, kind, place);
-                rules.push(resolver.rule(policy, rule, &name, action));
+                rules.push((order, resolver.rule(policy, rule, &name, action)));
             }
         }
         tests.extend(policy.tests.iter().filter_map(|test| resolver.test(test)));
     }
-    deny.append(&mut allow);
-    (Resolved { segments, rules: deny, failsafe: None }, tests)
+    rules.sort_by_key(|(order, _)| *order);
+    let rules = rules.into_iter().map(|(_, rule)| rule).collect();
+    (Resolved { segments, rules, failsafe: None }, tests, pods)
+}
+
+/// The rules of a policy, by what they do and in the order in which that is looked at.
+fn lists(policy: &Policy) -> [(Action, &'static str, &[model::Rule]); 3] {
+    [
+        (Action::Deny, "deny", &policy.deny),
+        (Action::Allow, "allow", &policy.allow),
+        (Action::Pass, "pass", &policy.pass),
+    ]
 }
 
 /// A name's definition.
@@ -54,10 +86,19 @@ struct Definition {
     span: Span,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 enum Meaning {
     Segment(SegmentId),
-    Group(Vec<Network>),
+    /// Index into [`Resolver::groups`].
+    Group(usize),
+}
+
+/// What adds networks to a side of a rule.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Piece {
+    Network(IpNet),
+    /// Index into [`Resolver::groups`].
+    Group(usize),
 }
 
 impl Meaning {
@@ -73,6 +114,12 @@ struct Resolver<'a> {
     sources: &'a [Source],
     complete: bool,
     names: BTreeMap<&'a str, Definition>,
+    /// The pods that there are, by namespace and name.
+    pods: HashMap<(String, String), usize>,
+    /// The networks of each address group.
+    groups: Vec<Arc<[Network]>>,
+    /// The lists of networks of sides, by what they are made of.
+    networks: FxHashMap<Vec<Piece>, Arc<[Network]>>,
     /// How many unknown names may still be compared with all known ones.
     suggestions: u32,
     out: &'a mut Vec<Diagnostic>,
@@ -102,7 +149,9 @@ impl<'a> Resolver<'a> {
                 }
             }
             for group in &policy.groups {
-                self.define(&group.name, Meaning::Group(networks(group)));
+                if self.define(&group.name, Meaning::Group(self.groups.len())) {
+                    self.groups.push(networks(group));
+                }
             }
         }
         segments
@@ -149,8 +198,8 @@ impl<'a> Resolver<'a> {
             });
             named.collect::<Vec<_>>()
         };
-        let mut all = named("deny", &policy.deny);
-        all.extend(named("allow", &policy.allow));
+        let mut all: Vec<_> =
+            lists(policy).into_iter().flat_map(|(_, kind, rules)| named(kind, rules)).collect();
         all.sort();
         let mut seen: BTreeMap<&str, (Span, bool)> = BTreeMap::new();
         for (span, name, explicit) in &all {
@@ -182,7 +231,7 @@ impl<'a> Resolver<'a> {
         }
         Rule {
             name: format!("{}/{name}", policy_name(policy)),
-            tier: Tier::Application,
+            tier: policy.tier,
             action,
             mode: policy.mode,
             log: rule.log,
@@ -192,41 +241,51 @@ impl<'a> Resolver<'a> {
             to,
             ports: rule.ports.clone(),
             position: rule.span.position(self.sources),
-            built_in: None,
+            ends: Ends::Both,
+            built_in: false,
         }
     }
 
     fn side(&mut self, side: &model::Side) -> Side {
         let mut resolved = Side::default();
-        let mut seen = HashSet::new();
-        let mut add = |list: &mut Vec<Network>, network: Network| {
-            if seen.insert(network.clone()) {
-                list.push(network);
-            }
-        };
+        let mut pieces = Vec::new();
         for peer in &side.peers {
             match &peer.value {
                 Peer::Any => resolved.any = true,
-                Peer::Network(cidr) => {
-                    add(&mut resolved.networks, Network { cidr: *cidr, except: vec![] });
-                }
+                Peer::Network(cidr) => pieces.push(Piece::Network(*cidr)),
                 Peer::Name(name) => match self.meaning(name, peer.span) {
                     Some(Meaning::Segment(id)) if resolved.segments.contains(&id) => {}
                     Some(Meaning::Segment(id)) => resolved.segments.push(id),
-                    Some(Meaning::Group(networks)) => {
-                        for network in networks {
-                            add(&mut resolved.networks, network);
-                        }
-                    }
+                    Some(Meaning::Group(group)) => pieces.push(Piece::Group(group)),
                     None => {}
                 },
             }
         }
+        resolved.networks = self.networks(pieces);
         resolved
     }
 
+    /// One list for all sides that are made of the same pieces.
+    fn networks(&mut self, pieces: Vec<Piece>) -> Arc<[Network]> {
+        if let [Piece::Group(group)] = pieces[..] {
+            return self.groups[group].clone();
+        }
+        if let Some(networks) = self.networks.get(&pieces) {
+            return networks.clone();
+        }
+        let mut union = Vec::new();
+        for piece in &pieces {
+            match piece {
+                Piece::Network(cidr) => union.push(Network { cidr: *cidr, except: Vec::new() }),
+                Piece::Group(group) => union.extend_from_slice(&self.groups[*group]),
+            }
+        }
+        let networks = distinct(union.into_iter());
+        self.networks.entry(pieces).or_insert(networks).clone()
+    }
+
     fn meaning(&mut self, name: &str, span: Span) -> Option<Meaning> {
-        let found = self.names.get(name).map(|d| d.meaning.clone());
+        let found = self.names.get(name).map(|d| d.meaning);
         if found.is_none() && self.complete {
             let message = format!("there is no segment or address group {}", quote(name));
             let mut error = Diagnostic::error(span, message);
@@ -262,16 +321,35 @@ impl<'a> Resolver<'a> {
         })
     }
 
+    fn pod(&mut self, namespace: &str, name: &str, span: Span) -> Option<TestEnd> {
+        let key = (namespace.to_owned(), name.to_owned());
+        if let Some(number) = self.pods.get(&key) {
+            return Some(TestEnd::Pod(*number));
+        }
+        if self.complete {
+            let message = format!("there is no pod {}", quote(&format!("{namespace}/{name}")));
+            let there = self.pods.keys().filter(|(n, _)| n == namespace);
+            let near = names::nearest(name, there.map(|(_, name)| name.as_str()));
+            let help = match near {
+                Some(near) => format!("did you mean `{namespace}/{near}`?"),
+                None => "load its manifest, too".to_owned(),
+            };
+            self.out.push(Diagnostic::error(span, message).help(help));
+        }
+        None
+    }
+
     fn end(&mut self, end: &Spanned<End>) -> Option<TestEnd> {
         let name = match &end.value {
             End::Address(address) => return Some(TestEnd::Address(*address)),
+            End::Pod { namespace, name } => return self.pod(namespace, name, end.span),
             End::Name(name) => name,
         };
         match self.meaning(name, end.span)? {
             Meaning::Segment(id) => Some(TestEnd::Segment(id)),
-            Meaning::Group(networks) => {
+            Meaning::Group(group) => {
                 let message = format!("{} is an address group, not one end of a flow", quote(name));
-                let help = match networks.first() {
+                let help = match self.groups[group].first() {
                     Some(first) => {
                         format!("write one address of it, such as `{}`", first.cidr.addr())
                     }
@@ -294,169 +372,16 @@ fn policy_name(policy: &Policy) -> &str {
 }
 
 /// Each CIDR with the exceptions that lie in it.
-fn networks(group: &model::AddressGroup) -> Vec<Network> {
-    let of = |cidr: &ipnet::IpNet| {
+fn networks(group: &model::AddressGroup) -> Arc<[Network]> {
+    let of = |cidr: &IpNet| {
         let inside = group.except.iter().map(|e| e.value).filter(|e| cidr.contains(e));
         Network { cidr: *cidr, except: inside.collect() }
     };
-    group.cidrs.iter().map(|c| of(&c.value)).collect()
+    distinct(group.cidrs.iter().map(|c| of(&c.value)))
 }
 
-#[cfg(test)]
-mod tests {
-    use std::net::IpAddr;
-
-    use super::*;
-    use crate::policy::diagnostic::Diagnostics;
-    use crate::policy::testcase::Expect;
-    use crate::policy::{Loaded, load};
-
-    fn load_all(texts: &[&str]) -> Result<Loaded, Diagnostics> {
-        let source = |(n, text): (usize, &&str)| Source {
-            name: format!("{n}.yaml").into(),
-            text: format!("apiVersion: ztseg.io/v1\nkind: SegmentPolicy\n{text}").into(),
-        };
-        load(&texts.iter().enumerate().map(source).collect::<Vec<_>>())
-    }
-
-    const FIRST: &str = "
-metadata: { name: one }
-spec:
-  mode: audit
-  segments:
-    web: { match: [ { unit: web.service }, { cgroup: /web, unit: w.scope }, { addresses: [192.0.2.0/24] } ] }
-    db: { mode: enforce, isolation: [ingress], match: [ { interface: tap* } ] }
-  addressGroups:
-    office: { cidrs: [198.51.100.0/24, 203.0.113.0/24], except: [198.51.100.66] }
-  allow:
-    - { from: web, to: db }
-    - { name: front, from: [office, office, any, web], to: web, log: true, ports: [tcp/80, icmp] }
-  deny:
-    - { from: web, to: [10.0.0.1, 10.0.0.1/32] }
-  tests:
-    - { allow: web -> cache tcp/6379 }
-";
-    const SECOND: &str = "
-metadata: { name: two }
-spec:
-  segments: { cache: { isolation: [], match: [ { host: true } ] } }
-  deny:
-    - { name: no, from: any, to: cache }
-  allow:
-    - { from: web, to: cache }
-  tests:
-    - { deny: \"2001:db8::1 -> cache icmpv6/echo-request\" }
-";
-
-    #[test]
-    fn denies_of_all_files_come_before_allows() {
-        let loaded = load_all(&[FIRST, SECOND]).expect("loads");
-        let rules = &loaded.resolved.rules;
-        let names: Vec<_> = rules.iter().map(|r| r.name.as_str()).collect();
-        assert_eq!(names, ["one/deny-1", "two/no", "one/allow-1", "one/front", "two/allow-1"]);
-        let modes: Vec<_> = rules.iter().map(|r| r.mode == Mode::Audit).collect();
-        assert_eq!(modes, [true, false, true, true, false]);
-        let actions: Vec<_> = rules.iter().map(|r| r.action == Action::Deny).collect();
-        assert_eq!(actions, [true, true, false, false, false]);
-        assert_eq!(rules[1].position.to_string(), "1.yaml:8:7");
-    }
-
-    #[test]
-    fn what_a_policy_denies_is_told_unless_a_rule_says_otherwise() {
-        let text = "
-metadata: { name: told }
-spec:
-  reject: true
-  segments: { web: { match: [ { unit: web.service } ] } }
-  deny:
-    - { name: default, from: web, to: 192.0.2.1 }
-    - { name: silent, from: web, to: 192.0.2.2, reject: false }
-  allow:
-    - { name: out, from: web, to: any }
-";
-        let rejects = |text: &str| {
-            let resolved = load_all(&[text]).expect("loads").resolved;
-            let rules = resolved.rules.iter().map(|r| r.reject).collect::<Vec<_>>();
-            (resolved.segments[0].reject, rules)
-        };
-        assert_eq!(rejects(text), (true, vec![true, false, false]));
-        assert_eq!(
-            rejects(&text.replace("reject: true", "reject: false")),
-            (false, vec![false, false, false])
-        );
-        let one = text.replace("  reject: true\n", "").replace("reject: false", "reject: true");
-        assert_eq!(rejects(&one), (false, vec![false, true, false]));
-    }
-
-    #[test]
-    fn isolation_follows_directions_and_modes() {
-        let loaded = load_all(&[FIRST, SECOND]).expect("loads");
-        let of = |n: usize| {
-            let s = &loaded.resolved.segments[n];
-            (s.name.as_str(), s.policy.as_str(), s.ingress, s.egress)
-        };
-        assert_eq!(of(0), ("web", "one", Isolation::Audit, Isolation::Audit));
-        assert_eq!(of(1), ("db", "one", Isolation::Enforce, Isolation::Open));
-        assert_eq!(of(2), ("cache", "two", Isolation::Open, Isolation::Open));
-        let web = &loaded.resolved.segments[0];
-        assert_eq!(web.selectors.len(), 2);
-        assert_eq!(web.selectors[1].unit.as_deref(), Some("w.scope"));
-        assert_eq!(web.addresses, ["192.0.2.0/24".parse().expect("a CIDR")]);
-    }
-
-    #[test]
-    fn sides_are_unions_without_repetition() {
-        let loaded = load_all(&[FIRST, SECOND]).expect("loads");
-        let front = &loaded.resolved.rules[3];
-        assert!(front.log && front.from.any && !front.to.any);
-        assert_eq!(front.from.segments, [SegmentId(0)]);
-        let nets: Vec<_> =
-            front.from.networks.iter().map(|n| (n.cidr.to_string(), n.except.len())).collect();
-        assert_eq!(nets, [("198.51.100.0/24".to_owned(), 1), ("203.0.113.0/24".to_owned(), 0)]);
-        assert_eq!(front.ports.len(), 2);
-        assert_eq!(loaded.resolved.rules[0].to.networks.len(), 1);
-    }
-
-    #[test]
-    fn tests_name_segments_of_other_files() {
-        let loaded = load_all(&[FIRST, SECOND]).expect("loads");
-        let [first, second] = loaded.tests.as_slice() else { panic!("{:?}", loaded.tests) };
-        assert_eq!(
-            (first.from, first.to),
-            (TestEnd::Segment(SegmentId(0)), TestEnd::Segment(SegmentId(2)))
-        );
-        assert_eq!((first.expect, first.protocol, first.port), (Expect::Allow, 6, 6379));
-        let address: IpAddr = "2001:db8::1".parse().expect("an address");
-        assert_eq!(second.from, TestEnd::Address(address));
-        assert_eq!((second.expect, second.protocol, second.port), (Expect::Deny, 58, 128));
-        assert_eq!(second.text, "2001:db8::1 -> cache icmpv6/echo-request");
-        assert_eq!(second.position.to_string(), "1.yaml:12:15");
-    }
-
-    #[test]
-    fn names_hold_over_all_files() {
-        let again = SECOND.replace("two", "one").replace("cache: {", "office: {");
-        let found = load_all(&[FIRST, &again]).expect_err("is refused").to_string();
-        let lines: Vec<_> = found.lines().collect();
-        assert_eq!(
-            lines[0],
-            "0.yaml:18:23: error: there is no segment or address group `cache`; there are `db`, `office`, `web`"
-        );
-        assert_eq!(
-            lines[1],
-            "1.yaml:4:19: error: a second policy with the name `one`; first here: 0.yaml:4:19; give each policy a name of its own"
-        );
-        assert_eq!(
-            lines[2],
-            "1.yaml:6:15: error: the name `office` is defined a second time; first defined here, as an address group: 0.yaml:11:5; names of segments and address groups hold for all files together; rename one of them"
-        );
-    }
-
-    #[test]
-    fn nothing_is_an_empty_policy() {
-        assert_eq!(load(&[]), Ok(Loaded::default()));
-        let text = "# nothing\n---\n---\n...\n".into();
-        let loaded = load(&[Source { name: "a".into(), text }]).expect("loads");
-        assert_eq!(loaded.resolved, Resolved::default());
-    }
+/// Each once, at its first place.
+fn distinct(networks: impl Iterator<Item = Network>) -> Arc<[Network]> {
+    let mut seen = FxHashSet::default();
+    networks.filter(|network| seen.insert(network.clone())).collect()
 }

@@ -1,15 +1,19 @@
-//! The resolved form: what every front end (segment policies now, Kubernetes objects later)
-//! produces, and what the compiler, the oracle and `explain` read.
+//! The resolved form: what every front end (segment policies, Kubernetes objects) produces, and
+//! what the compiler, the oracle and `explain` read.
 //!
 //! Names are gone (segments are numbers), address groups are spelled out, and rules stand in the
 //! order of evaluation: a rule's rank is its index plus one.
 
-use ipnet::IpNet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv4Net};
 use jiff::Timestamp;
 pub use ztseg_common::value::{Action, Isolation, Tier};
 use ztseg_common::verdict::Direction;
 
 use super::source::Position;
+use crate::image::SegmentSet;
 
 /// A segment: an index into [`Resolved::segments`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,8 +34,9 @@ pub enum Mode {
 pub struct Resolved {
     /// By [`SegmentId`].
     pub segments: Vec<Segment>,
-    /// In the order of evaluation: tiers in their order; application tier: all denies in file
-    /// order, then all allows. Before all of them, those that are built in.
+    /// In the order of evaluation: tiers in their order; in the application tier all denies in
+    /// file order, then all allows; in the others by priority, and inside a policy deny, allow,
+    /// pass. Before all of them, those that are built in.
     pub rules: Vec<Rule>,
     /// The segment that the built-in rules are for ([`super::failsafe`]); the last one. The host's
     /// side of an interface is in it, too, where another segment names the interface.
@@ -46,7 +51,7 @@ impl Resolved {
 
     /// Number of rules, built-in ones not counted.
     pub fn own_rules(&self) -> usize {
-        self.rules.iter().filter(|rule| rule.built_in.is_none()).count()
+        self.rules.iter().filter(|rule| !rule.built_in).count()
     }
 
     /// Whether a set of segments has one that a policy defines.
@@ -81,6 +86,16 @@ pub struct Segment {
     pub addresses: Vec<IpNet>,
     /// Where it is defined.
     pub position: Position,
+}
+
+impl Segment {
+    /// What happens in a direction when no rule matches.
+    pub const fn isolation(&self, direction: Direction) -> Isolation {
+        match direction {
+            Direction::Ingress => self.ingress,
+            Direction::Egress => self.egress,
+        }
+    }
 }
 
 /// One `match` entry; the fields are ANDed, at least one is set.
@@ -122,10 +137,77 @@ pub struct Rule {
     pub ports: Vec<PortRange>,
     /// Where it is defined.
     pub position: Position,
-    /// A rule of ztseg's own ([`super::failsafe`]): it holds at the end of the built-in segment
-    /// alone, which is this direction there, and only for workloads that a segment or a rule of
-    /// some policy concerns in this direction.
-    pub built_in: Option<Direction>,
+    /// At which ends it holds.
+    pub ends: Ends,
+    /// A rule of ztseg's own ([`super::failsafe`]): it holds only for workloads that a segment or
+    /// a rule of some policy concerns in its direction.
+    pub built_in: bool,
+}
+
+impl Rule {
+    /// The side that has the subjects of a direction, and the one that has their peers.
+    pub const fn sides(&self, direction: Direction) -> (&Side, &Side) {
+        match direction {
+            Direction::Egress => (&self.from, &self.to),
+            Direction::Ingress => (&self.to, &self.from),
+        }
+    }
+
+    /// Whether it holds for a workload with these segments in a direction.
+    pub fn concerns(&self, segments: &SegmentSet, direction: Direction) -> bool {
+        let (own, _) = self.sides(direction);
+        self.ends.hold(direction)
+            && (own.any || own.segments.iter().any(|id| segments.contains(id)))
+    }
+
+    /// A rule of ztseg's own: before all policies, it allows this at these ends.
+    pub fn built_in(
+        name: String,
+        ends: Ends,
+        [from, to]: [Side; 2],
+        ports: PortRange,
+        position: Position,
+    ) -> Self {
+        Self {
+            name,
+            tier: Tier::Admin,
+            action: Action::Allow,
+            mode: Mode::Enforce,
+            log: false,
+            reject: false,
+            expires: None,
+            from,
+            to,
+            ports: vec![ports],
+            position,
+            ends,
+            built_in: true,
+        }
+    }
+}
+
+/// The ends of a flow at which a rule holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Ends {
+    /// Egress at `from`, and ingress at `to`.
+    #[default]
+    Both,
+    /// Ingress at `to` alone: `from` is a peer and no subject.
+    Ingress,
+    /// Egress at `from` alone: `to` is a peer and no subject.
+    Egress,
+}
+
+impl Ends {
+    /// Whether a rule holds at the end that this direction has.
+    pub const fn hold(self, direction: Direction) -> bool {
+        matches!(
+            (self, direction),
+            (Self::Both, _)
+                | (Self::Ingress, Direction::Ingress)
+                | (Self::Egress, Direction::Egress)
+        )
+    }
 }
 
 /// One side of a rule: a union.
@@ -135,8 +217,9 @@ pub struct Side {
     pub any: bool,
     /// Segments.
     pub segments: Vec<SegmentId>,
-    /// Address sets; they match peers only, never make a subject.
-    pub networks: Vec<Network>,
+    /// Address sets; they match peers only, never make a subject. Sides that name the same address
+    /// groups share one list, however long it is.
+    pub networks: Arc<[Network]>,
 }
 
 /// A CIDR without some parts of it.
@@ -146,6 +229,50 @@ pub struct Network {
     pub cidr: IpNet,
     /// What is left out of it.
     pub except: Vec<IpNet>,
+}
+
+impl Side {
+    /// Whether it holds a peer: a workload of this host by its segments, else an address by the
+    /// segments' addresses, and anything by the CIDRs around its address, where that is known.
+    pub fn holds(
+        &self,
+        resolved: &Resolved,
+        known: Option<&SegmentSet>,
+        address: Option<IpAddr>,
+    ) -> bool {
+        let by_address = |id: &SegmentId| {
+            let segment = resolved.segments.get(id.0 as usize);
+            segment.zip(address).is_some_and(|(segment, address)| {
+                segment.addresses.iter().any(|net| in_net(*net, address))
+            })
+        };
+        let in_segment =
+            |id: &SegmentId| known.map_or_else(|| by_address(id), |set| set.contains(id));
+        self.any
+            || address.is_some_and(|address| self.networks.iter().any(|n| n.contains(address)))
+            || self.segments.iter().any(in_segment)
+    }
+}
+
+impl Network {
+    /// Whether an address is in the CIDR and in none of the exceptions.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        in_net(self.cidr, address) && !self.except.iter().any(|net| in_net(*net, address))
+    }
+}
+
+/// Whether an address is in a CIDR. A packet with an IPv4-mapped IPv6 address is an IPv4 packet, and
+/// a CIDR among those addresses is an IPv4 CIDR.
+pub fn in_net(net: IpNet, address: IpAddr) -> bool {
+    let net = match net {
+        IpNet::V6(v6) if v6.prefix_len() >= 96 => v6
+            .network()
+            .to_ipv4_mapped()
+            .and_then(|v4| Ipv4Net::new(v4, v6.prefix_len() - 96).ok())
+            .map_or(net, IpNet::V4),
+        _ => net,
+    };
+    net.contains(&address.to_canonical())
 }
 
 /// A protocol and a range of ports.
@@ -166,5 +293,25 @@ impl PortRange {
     /// Whether (protocol, port) is in it.
     pub fn contains(&self, protocol: u8, port: u16) -> bool {
         self.protocol.is_none_or(|p| p == protocol && (self.first..=self.last).contains(&port))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_of_ipv6_holds_no_ipv4() {
+        let net = |cidr: &str, except: &[&str]| Network {
+            cidr: cidr.parse().unwrap(),
+            except: except.iter().map(|e| e.parse().unwrap()).collect(),
+        };
+        let contains = |n: &Network, a: &str| n.contains(a.parse().unwrap());
+        assert!(!contains(&net("::/0", &[]), "192.0.2.1"));
+        assert!(!contains(&net("::/0", &[]), "::ffff:192.0.2.1"));
+        assert!(contains(&net("::/0", &[]), "2001:db8::1"));
+        assert!(contains(&net("::ffff:192.0.2.0/120", &[]), "192.0.2.1"));
+        assert!(contains(&net("0.0.0.0/0", &["::/0"]), "192.0.2.1"));
+        assert!(!contains(&net("0.0.0.0/0", &["192.0.2.1/32"]), "192.0.2.1"));
     }
 }

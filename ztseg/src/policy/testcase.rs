@@ -32,6 +32,8 @@ pub enum TestEnd {
     Segment(SegmentId),
     /// An address that belongs to no workload of this host.
     Address(IpAddr),
+    /// A pod: an index into [`super::Loaded::pods`].
+    Pod(usize),
 }
 
 /// One test: whether a flow is allowed.

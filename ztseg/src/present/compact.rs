@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use ztseg_common::verdict::Hook;
+
 use super::safe;
 use crate::api::types::{EventRecord, EventVerdict, SecurityRecord};
 
@@ -25,7 +27,13 @@ pub fn line(event: &EventRecord) -> String {
     }
     let time = event.time.strftime("%Y-%m-%dT%H:%M:%S%.3fZ");
     let verdict = verdict(event.verdict);
-    let mut line = format!("{time}: {from} -> {to} {proto} {verdict} ({}", event.direction);
+    let mut line = if event.hook == Hook::SocketCreate.name() {
+        let segments = list(&event.segments);
+        let workload = &event.workload;
+        format!("{time}: {workload} ({segments}) {proto} socket {verdict} ({}", event.direction)
+    } else {
+        format!("{time}: {from} -> {to} {proto} {verdict} ({}", event.direction)
+    };
     let _ = write!(line, " {}; {}", because(event), event.hook);
     if event.pid.is_some() || event.comm.is_some() {
         let comm = event.comm.as_deref().unwrap_or("process");
@@ -73,8 +81,12 @@ pub fn because(event: &EventRecord) -> String {
     }
 }
 
+fn list(segments: &[String]) -> String {
+    if segments.is_empty() { "-".into() } else { segments.join(", ") }
+}
+
 fn end(workload: Option<&str>, ip: IpAddr, port: u16, ports: bool, segments: &[String]) -> String {
-    let segments = if segments.is_empty() { "-".into() } else { segments.join(", ") };
+    let segments = list(segments);
     // A socket that connects has no address of its own yet.
     if let (Some(workload), true, 0) = (workload, ip.is_unspecified(), port) {
         return format!("{workload} ({segments})");
@@ -156,6 +168,18 @@ pub(crate) mod tests {
             line(&event).contains("Z: /shop/web (web) -> 169.254.169.254:80"),
             "{}",
             line(&event)
+        );
+    }
+
+    #[test]
+    fn a_refused_socket_has_no_ends() {
+        let mut event = event();
+        (event.hook, event.proto) = ("socket-create".into(), "AF_PACKET".into());
+        (event.rule, event.reason, event.tcp_flags) = (None, "packet-socket".into(), None);
+        assert_eq!(
+            line(&event),
+            "2026-01-02T03:04:05.678Z: /shop/web (web) AF_PACKET socket DROPPED (egress because of \
+             packet-socket; socket-create; curl[4711]; generation 7)"
         );
     }
 

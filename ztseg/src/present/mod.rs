@@ -1,9 +1,13 @@
 //! What people see: one model, several presenters. Pure.
 
 pub mod compact;
+pub mod diff;
+pub mod explain;
+pub mod junit;
 pub mod metrics;
 pub mod status;
 pub mod table;
+pub mod tested;
 
 /// Text for a terminal: control characters are spelled out, since names of cgroups and processes
 /// are chosen by whoever runs in a workload.
@@ -12,6 +16,11 @@ pub fn safe(text: &str) -> String {
         if c.is_control() { Box::new(c.escape_default()) } else { Box::new(std::iter::once(c)) }
     };
     text.chars().flat_map(spell).collect()
+}
+
+/// A number of things: `1 test`, `2 tests`.
+pub fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ impl<E: Enforcer> Core<E> {
             clocks,
             applied_at: Timestamp::now(),
             origin,
-            files: files.sources.iter().map(|s: &Source| s.name.to_string()).collect(),
+            files: files.sources.clone(),
             warnings: files.warnings.clone(),
         };
         self.name_everything();

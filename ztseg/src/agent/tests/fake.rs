@@ -12,7 +12,8 @@ use crate::agent::enforcer::Enforcer;
 use crate::clocks::Clocks;
 use crate::datapath::sweep::Swept;
 use crate::datapath::{
-    Committed, DatapathError, Finding, InterfaceSide, MapStatus, Options, ProgramStatus, Verdicts,
+    Committed, DatapathError, Finding, InterfaceSide, MapStatus, Options, PacketSockets,
+    ProgramStatus, Verdicts,
 };
 use crate::image::Image;
 
@@ -97,6 +98,10 @@ impl Enforcer for Fake {
 
     fn attach_cgroup(&mut self) -> Result<bool, DatapathError> {
         self.call(Call::AttachCgroup).map(|()| true)
+    }
+
+    fn packet_sockets(&self) -> &PacketSockets {
+        &PacketSockets::Refused
     }
 
     fn attach_interface(

@@ -20,6 +20,7 @@ use crate::api::types::{ApplyRequest, EventLine, Origin, PolicyFile, Status, Wor
 use crate::datapath::Capacity;
 use crate::discover::Discovered;
 use crate::events::log::EventLog;
+use crate::explain::{Answer, Explanation, Question};
 use crate::present::compact::tests::event;
 
 /// An agent whose policy is a folder with one file.
@@ -137,6 +138,29 @@ async fn files_can_be_sent() {
     let status = world.status().await;
     assert_eq!(status.generation, 2);
     assert!(status.last_error.is_some());
+}
+
+#[tokio::test]
+async fn the_policy_in_force_explains_itself() {
+    let world = world();
+    let ask = |from: &str, to: &str, service: &str| {
+        let question = Question { from: from.into(), to: to.into(), service: service.into() };
+        let client = world.client.clone();
+        async move { client.post::<Explanation>("/v1/explain", &question).await }
+    };
+    let allowed = ask("192.0.2.7", "/shop/web/worker", "tcp/80").await.expect("an answer");
+    assert_eq!(allowed.verdict, Answer::Allow);
+    assert_eq!(allowed.to.segments, ["web", "front"]);
+    let rule = allowed.ingress.and_then(|end| end.rule);
+    assert_eq!(rule.as_deref(), Some("shop/in"));
+    // A set of segments that no workload here has.
+    let denied = ask("interface:tap-7", "web", "tcp/443").await.expect("an answer");
+    assert_eq!((denied.verdict, denied.audit), (Answer::Deny, false));
+    let error = ask("wbe", "web", "tcp/443").await.expect_err("refused");
+    let ClientError::Refused(text) = error else { panic!("{error}") };
+    assert!(text.contains("did you mean `web`?"), "{text}");
+    // What has no answer changes nothing.
+    assert_eq!(world.status().await.generation, 1);
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use super::ports::Ports;
 use super::segments::{Identities, Subjects};
 use super::sides::{RuleSides, SideRef, Sides};
 use super::{CompileError, Largest, Needed, number};
-use crate::policy::resolved::{Mode, Resolved, Rule, SegmentId};
+use crate::policy::resolved::{Mode, Resolved, Rule};
 
 /// Steps after which a policy is refused: some seconds of work.
 const MAX_STEPS: u64 = 1 << 27;
@@ -59,8 +59,8 @@ impl Classes<'_> {
     /// The entries of all rules.
     pub(super) fn entries(&self, resolved: &Resolved, limit: u32) -> Result<Entries, CompileError> {
         let subjects_of = self.subjects_of();
-        let built_in = self.built_in_subjects(resolved, &subjects_of);
-        let ends = |rule: &Rule, sides| self.ends(rule, sides, &subjects_of, &built_in);
+        let concerned = self.concerned_subjects(resolved, &subjects_of);
+        let ends = |rule: &Rule, sides| self.ends(rule, sides, &subjects_of, &concerned);
         let mut total = 0u64;
         let mut largest: Option<Largest> = None;
         for (rule, sides) in resolved.rules.iter().zip(&self.sides.rules) {
@@ -118,46 +118,60 @@ impl Classes<'_> {
         self.sides.segments.iter().enumerate().map(one).collect()
     }
 
-    /// By direction: the subject classes of the built-in segment that a segment or a rule of some
-    /// policy concerns. The others have no entries, so that what cannot be read passes there as
-    /// without a policy.
-    fn built_in_subjects(&self, resolved: &Resolved, subjects_of: &[Vec<u32>]) -> [Vec<u32>; 2] {
-        let Some(SegmentId(failsafe)) = resolved.failsafe else { return [Vec::new(), Vec::new()] };
+    /// By direction and index into [`Sides::segments`], for the subjects of built-in rules alone:
+    /// those of [`Self::subjects_of`] that a segment or a rule of some policy concerns. The others
+    /// have no entries, so that what cannot be read passes there as without a policy.
+    fn concerned_subjects(
+        &self,
+        resolved: &Resolved,
+        subjects_of: &[Vec<u32>],
+    ) -> [FxHashMap<u32, Vec<u32>>; 2] {
         [Direction::Ingress, Direction::Egress].map(|direction| {
             let ingress = direction == Direction::Ingress;
-            let mut every = false;
-            let mut named = vec![false; subjects_of.len()];
-            for (rule, sides) in resolved.rules.iter().zip(&self.sides.rules) {
-                let subject = if ingress { sides.to } else { sides.from };
-                if rule.built_in.is_none() {
-                    every |= subject.any;
-                    subject.segments.into_iter().for_each(|list| named[list as usize] = true);
-                }
+            let rules = || resolved.rules.iter().zip(&self.sides.rules);
+            let subject = |sides: &RuleSides| if ingress { sides.to } else { sides.from };
+            let holding = |built_in: bool| {
+                let there =
+                    rules().filter(move |(r, _)| r.built_in == built_in && r.ends.hold(direction));
+                there.map(move |(_, sides)| subject(sides))
+            };
+            let mut built_in: Vec<u32> = holding(true).filter_map(|side| side.segments).collect();
+            built_in.sort_unstable();
+            built_in.dedup();
+            if built_in.is_empty() {
+                return FxHashMap::default();
             }
-            let isolated = |class: usize| {
-                let row = &self.subjects.rows[class];
-                Isolation::from_u8(if ingress { row.ingress } else { row.egress })
-                    != Isolation::Open
+            let every = holding(false).any(|side| side.any);
+            let isolated = |row: &Subject| {
+                let isolation = if ingress { row.ingress } else { row.egress };
+                Isolation::from_u8(isolation) != Isolation::Open
             };
             let mut concerned: Vec<bool> =
-                (0..self.subjects.rows.len()).map(|class| every || isolated(class)).collect();
-            for list in subjects_of.iter().zip(named).filter_map(|(l, named)| named.then_some(l)) {
-                for class in list {
-                    concerned[*class as usize] = true;
+                self.subjects.rows.iter().map(|row| every || isolated(row)).collect();
+            let mut seen = vec![false; subjects_of.len()];
+            for list in holding(false).filter_map(|side| side.segments) {
+                if !std::mem::replace(&mut seen[list as usize], true) {
+                    for class in &subjects_of[list as usize] {
+                        concerned[*class as usize] = true;
+                    }
                 }
             }
-            let own = self.subjects.of_segment[failsafe as usize].iter().copied();
-            own.filter(|class| concerned[*class as usize]).collect()
+            let of = |list: u32| {
+                let all = subjects_of[list as usize].iter().copied();
+                (list, all.filter(|class| concerned[*class as usize]).collect())
+            };
+            built_in.into_iter().map(of).collect()
         })
     }
 
-    /// The two ends of a rule: egress at `from`, ingress at `to`.
+    /// The ends of a rule: egress at `from`, ingress at `to`. One at which it does not hold has no
+    /// subjects.
     fn ends<'b>(
         &'b self,
         rule: &Rule,
         sides: &RuleSides,
         subjects_of: &'b [Vec<u32>],
-        built_in: &'b [Vec<u32>; 2],
+        concerned: &'b [FxHashMap<u32, Vec<u32>>; 2],
     ) -> [End<'b>; 2] {
         let end = |direction, subject: SideRef, peer: SideRef| {
             let at = |lists: &'b [Vec<u32>], index: Option<u32>| {
@@ -166,14 +180,14 @@ impl Classes<'_> {
             let nobody = direction == Direction::Egress
                 && rule.action != Action::Deny
                 && peer.segments.is_some();
+            let concerned = &concerned[usize::from(direction == Direction::Egress)];
             End {
                 direction,
-                subjects: match rule.built_in {
-                    Some(only) if only != direction => &[],
-                    Some(Direction::Ingress) => &built_in[0],
-                    Some(Direction::Egress) => &built_in[1],
-                    None if subject.any => &[SUBJECT_ANY],
-                    None => at(subjects_of, subject.segments),
+                subjects: match subject.segments {
+                    _ if !rule.ends.hold(direction) => &[],
+                    Some(list) if rule.built_in => concerned.get(&list).map_or(&[], Vec::as_slice),
+                    _ if subject.any => &[SUBJECT_ANY],
+                    list => at(subjects_of, list),
                 },
                 identities: at(&self.identities.matching, peer.segments),
                 nobody: if nobody { &[IDENTITY_NOBODY] } else { &[] },

@@ -22,6 +22,7 @@ mod sides;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::ops::BitOr;
 
 use ztseg_common::key::MAX_CGROUP_LEVEL;
@@ -34,7 +35,7 @@ use self::segments::{Identities, Subjects};
 use self::sides::Sides;
 use super::resolved::Resolved;
 use crate::datapath::Capacity;
-use crate::image::{Image, nanoseconds};
+use crate::image::{Image, SegmentSet, nanoseconds};
 use crate::inventory::Membership;
 
 /// Pairs of (class, side of a rule that holds it) that one policy may have of each kind: 128 MiB.
@@ -78,11 +79,42 @@ pub fn compile(
         rules: rules(resolved),
         fallbacks,
         ports: ports.classes,
-        entries: verdicts,
-        hosts: addresses.hosts,
-        prefixes: addresses.prefixes,
+        entries: verdicts.into(),
+        hosts: addresses.hosts.into(),
+        prefixes: addresses.prefixes.into(),
         classes,
     })
+}
+
+/// Compiles a policy for questions alone: with classes for these sets of segments, and no workload
+/// that any kernel has. What a host has room for does not matter.
+///
+/// # Errors
+/// The policy is too large for any host.
+pub fn for_questions<'a>(
+    resolved: &Resolved,
+    sets: impl IntoIterator<Item = &'a SegmentSet>,
+) -> Result<Image, CompileError> {
+    let ceiling = Capacity {
+        verdicts: u32::MAX,
+        peers: u32::MAX,
+        workloads: u32::MAX,
+        ..Capacity::default()
+    };
+    compile(resolved, &memberships_of(sets), &ceiling)
+}
+
+/// One membership for each of these sets of segments. Their keys are no workload's, so an image that is
+/// made of them is good for questions alone.
+pub fn memberships_of<'a>(sets: impl IntoIterator<Item = &'a SegmentSet>) -> Vec<Membership> {
+    let sets: BTreeSet<&SegmentSet> = sets.into_iter().collect();
+    let membership = |(key, segments): (u64, &SegmentSet)| Membership {
+        key,
+        name: format!("set-{key}"),
+        level: None,
+        segments: segments.clone(),
+    };
+    (1..).zip(sets).map(membership).collect()
 }
 
 /// A cgroup below the deepest level that the programs look at belongs to its ancestors.

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use rustc_hash::FxHashMap;
 use ztseg_common::key::{IDENTITY_FIRST, IDENTITY_UNKNOWN, SUBJECT_UNMANAGED};
-use ztseg_common::value::{Isolation, SUBJECT_REJECT_EGRESS, SUBJECT_REJECT_INGRESS, Subject};
+use ztseg_common::value::{
+    Isolation, SUBJECT_FAILSAFE, SUBJECT_REJECT_EGRESS, SUBJECT_REJECT_INGRESS, Subject,
+};
 
 use super::sets::{SetId, SetPool};
 use super::sides::Sides;
@@ -137,6 +139,9 @@ impl Subjects {
                 if isolating.reject && isolation == Isolation::Enforce {
                     flags |= flag;
                 }
+            }
+            if resolved.failsafe == Some(SegmentId(*segment)) {
+                flags |= SUBJECT_FAILSAFE;
             }
             self.of_segment[*segment as usize].push(subject);
         }

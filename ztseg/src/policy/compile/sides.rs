@@ -2,8 +2,11 @@
 //! after this looks at each once.
 
 use std::hash::Hash;
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
+
+use ztseg_common::verdict::Direction;
 
 use super::CompileError;
 use crate::policy::resolved::{Network, PortRange, Resolved, Side};
@@ -15,8 +18,8 @@ pub(super) struct SideRef {
     pub(super) any: bool,
     /// Index into [`Sides::segments`].
     pub(super) segments: Option<u32>,
-    /// Index into [`Sides::networks`]; only where the other side makes a subject, since networks
-    /// match nothing but peers.
+    /// Index into [`Sides::networks`]; only where the other side makes a subject for the rule,
+    /// since networks match nothing but peers.
     pub(super) networks: Option<u32>,
 }
 
@@ -55,12 +58,13 @@ impl<'a> Sides<'a> {
     /// there.
     pub(super) fn of(resolved: &'a Resolved) -> Result<Self, CompileError> {
         let mut segments = Interner::default();
-        let mut networks = Interner::default();
+        let mut networks = Networks::default();
         let mut ports = Interner::default();
         let mut peers = Vec::new();
         let mut rules = Vec::with_capacity(resolved.rules.len());
         for rule in &resolved.rules {
-            let mut intern = |side: &'a Side, other: &Side| -> Result<SideRef, CompileError> {
+            // `end` is the one that has this side for its peer.
+            let mut intern = |side: &'a Side, other: &Side, end| -> Result<SideRef, CompileError> {
                 if side.any {
                     return Ok(SideRef { any: true, ..SideRef::default() });
                 }
@@ -72,21 +76,23 @@ impl<'a> Sides<'a> {
                 }
                 list.sort_unstable();
                 list.dedup();
-                let other_is_subject = other.any || !other.segments.is_empty();
+                let other_is_subject =
+                    rule.ends.hold(end) && (other.any || !other.segments.is_empty());
                 Ok(SideRef {
                     any: false,
                     segments: (!list.is_empty()).then(|| segments.intern(list)),
                     networks: (!side.networks.is_empty() && other_is_subject)
-                        .then(|| networks.intern(side.networks.as_slice())),
+                        .then(|| networks.intern(&side.networks)),
                 })
             };
-            let from = intern(&rule.from, &rule.to)?;
-            let to = intern(&rule.to, &rule.from)?;
+            let from = intern(&rule.from, &rule.to, Direction::Ingress)?;
+            let to = intern(&rule.to, &rule.from, Direction::Egress)?;
             peers.resize(segments.list.len(), false);
-            // No peer is asked for being in the built-in segment.
-            let sides = if rule.built_in.is_some() { &[][..] } else { &[(from, to), (to, from)] };
-            for (side, other) in sides {
-                if let Some(list) = side.segments.filter(|_| other.makes_subject()) {
+            for (side, other, end) in
+                [(from, to, Direction::Ingress), (to, from, Direction::Egress)]
+            {
+                let is_peer = rule.ends.hold(end) && other.makes_subject();
+                if let Some(list) = side.segments.filter(|_| is_peer) {
                     peers[list as usize] = true;
                 }
             }
@@ -97,10 +103,25 @@ impl<'a> Sides<'a> {
         Ok(Self {
             segments: segments.list,
             peers,
-            networks: networks.list,
+            networks: networks.distinct.list,
             ports: ports.list,
             rules,
         })
+    }
+}
+
+/// Numbers for distinct lists of networks. Most of those that are equal are one list in memory, which is
+/// seen without reading them.
+#[derive(Default)]
+struct Networks<'a> {
+    distinct: Interner<&'a [Network]>,
+    by_address: FxHashMap<*const [Network], u32>,
+}
+
+impl<'a> Networks<'a> {
+    fn intern(&mut self, list: &'a Arc<[Network]>) -> u32 {
+        let distinct = &mut self.distinct;
+        *self.by_address.entry(Arc::as_ptr(list)).or_insert_with(|| distinct.intern(list))
     }
 }
 

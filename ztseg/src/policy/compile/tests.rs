@@ -7,10 +7,11 @@ use ztseg_common::eval::{Decision, Keep, Query, decide};
 use ztseg_common::key::{
     ADDRESS_UNKNOWN, IDENTITY_NOBODY, IDENTITY_UNKNOWN, SHAPES, SUBJECT_ANY, port_slot,
 };
-use ztseg_common::value::{MAX_FALLBACKS, Peer};
+use ztseg_common::value::{MAX_FALLBACKS, Peer, SUBJECT_FAILSAFE};
 use ztseg_common::verdict::{Reason, Verdict};
 
 use super::*;
+use crate::policy::failsafe::Failsafe;
 use crate::policy::generate::{Question, World, large, moment, question, seed, seeded, world};
 use crate::policy::oracle;
 use crate::policy::resolved::{Network, PortRange, SegmentId, Side};
@@ -100,7 +101,8 @@ fn shrink(mut world: World, q: &Question, now: Timestamp) -> String {
 
 #[test]
 fn the_evaluator_over_an_image_says_what_the_oracle_says() {
-    const POLICIES: u64 = 500;
+    // Without optimisation they would take minutes.
+    const POLICIES: u64 = if cfg!(debug_assertions) { 500 } else { 10_000 };
     const QUESTIONS: usize = 60;
     let seed = seed();
     let (mut decisions, mut kept) = ([0u32; 4], [0u32; 3]);
@@ -161,7 +163,7 @@ fn zero_is_never_a_class_and_shape_masks_are_exact() {
         assert!(image.classes.values().all(|c| c.subject != 0 && c.identity != 0));
         let peers = image.hosts.values().chain(image.prefixes.values());
         assert!(peers.into_iter().all(|p| p.identity != 0 && p.address != 0));
-        for (key, entry) in &image.entries {
+        for (key, entry) in image.entries.iter() {
             assert!(entry.tiers.iter().any(|t| t.shadow != 0), "seed {seed}: an empty entry");
             assert!((key.subject as usize) < image.subjects.len());
         }
@@ -321,4 +323,21 @@ fn a_large_policy_compiles_in_seconds() {
         );
         assert!(took.as_secs() < 2);
     }
+}
+
+#[test]
+fn who_is_failsafe_is_marked_and_nobody_else() {
+    let mut resolved = large(&mut seeded(1, 1), 8, 4, 4).resolved;
+    if resolved.failsafe.is_none() {
+        Failsafe::default().add_to(&mut resolved);
+    }
+    let image = compile(&resolved, &[], &LARGE).expect("it fits");
+    let mut marked = 0;
+    for (set, classes) in &image.classes {
+        let flags = image.subjects[classes.subject as usize].flags;
+        let is_one = resolved.failsafe.is_some_and(|id| set.contains(&id));
+        assert_eq!(flags & SUBJECT_FAILSAFE != 0, is_one, "{set:?}");
+        marked += usize::from(is_one);
+    }
+    assert_eq!(marked, 1);
 }

@@ -1,5 +1,7 @@
 //! Protocols and ports: `tcp/443`, `udp/8000-8099`, `icmp/echo-request`, `any`.
 
+use std::fmt;
+
 use ztseg_common::addr::proto;
 
 use super::icmp;
@@ -47,6 +49,62 @@ const SERVICES: [(&str, u16); 16] = [
 
 fn error(message: String, help: impl Into<String>) -> PortError {
     PortError { message, help: help.into(), later: false }
+}
+
+impl fmt::Display for PortRange {
+    /// As [`parse`] reads it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { protocol, first, last } = *self;
+        let Some(number) = protocol else { return f.write_str("any") };
+        match PROTOCOLS.into_iter().find(|(_, known)| *known == number) {
+            Some((name, _)) => f.write_str(name)?,
+            None => write!(f, "{number}")?,
+        }
+        let icmp = matches!(number, proto::ICMP | proto::ICMPV6);
+        let most = if icmp { u16::from(u8::MAX) } else { u16::MAX };
+        // Port zero is nobody's; a range may be written with it or without.
+        if first <= u16::from(!icmp) && last == most {
+            return Ok(());
+        }
+        let named = icmp::types(number).iter().find(|(kind, _)| u16::from(*kind) == first);
+        match named.filter(|_| first == last) {
+            Some((_, name)) => write!(f, "/{name}"),
+            None if first == last => write!(f, "/{first}"),
+            None => write!(f, "/{first}-{last}"),
+        }
+    }
+}
+
+/// Reads exactly one protocol and port, or type: what a flow has.
+pub(crate) fn one(text: &str) -> Result<(u8, u16), String> {
+    let range = parse(text).map_err(|error| format!("{}; {}", error.message, error.help))?;
+    match range {
+        PortRange { protocol: Some(protocol), first, last } if first == last => {
+            Ok((protocol, first))
+        }
+        _ => Err(format!(
+            "{} is more than one port; a flow has one, such as `tcp/443` or `icmp/echo-request`",
+            quote(text)
+        )),
+    }
+}
+
+/// The address family that a protocol belongs to, if to one alone.
+pub(crate) const fn is_v4(protocol: u8) -> Option<bool> {
+    match protocol {
+        proto::ICMP => Some(true),
+        proto::ICMPV6 => Some(false),
+        _ => None,
+    }
+}
+
+/// The first and the last port or type of a protocol; the whole range where it has neither.
+pub(crate) const fn bounds(protocol: u8) -> (u16, u16) {
+    match protocol {
+        proto::TCP | proto::UDP | proto::SCTP => (1, u16::MAX),
+        proto::ICMP | proto::ICMPV6 => (0, u8::MAX as u16),
+        _ => (0, u16::MAX),
+    }
 }
 
 /// Reads one entry of `ports`.
@@ -198,6 +256,14 @@ mod tests {
             ("icmpv6/packet-too-big", range(58, 2, 2)),
         ] {
             assert_eq!(parse(text), Ok(expected), "{text}");
+            if text != "tcp/1-65535" {
+                assert_eq!(parse(&expected.to_string()), Ok(expected), "{expected}");
+            }
+        }
+        // Port zero is nobody's, so these two are one.
+        assert_eq!(range(6, 1, 65535).to_string(), "tcp");
+        for text in ["any", "tcp", "udp/8000-8099", "icmp/echo-request", "icmpv6", "icmpv6/200"] {
+            assert_eq!(parse(text).map(|range| range.to_string()), Ok(text.to_owned()));
         }
     }
 

@@ -1,6 +1,7 @@
 //! Strict reading of nodes: every function reports what is wrong and gives `None` or less.
 
 use std::net::Ipv6Addr;
+use std::ops::RangeInclusive;
 
 use crate::policy::diagnostic::{Diagnostic, Span, quote};
 use crate::policy::model::Spanned;
@@ -134,6 +135,31 @@ impl Context<'_> {
                 None
             }
         }
+    }
+
+    /// A whole number, without quotes.
+    pub(crate) fn integer(
+        &mut self,
+        node: &Node,
+        what: &str,
+        range: RangeInclusive<u32>,
+    ) -> Option<u32> {
+        let example = format!("a whole number from {} to {}", range.start(), range.end());
+        let text = self.text(node, what, &example)?;
+        let digits = text.value.bytes().all(|b| b.is_ascii_digit());
+        let quoted = matches!(node.value, Value::Scalar { plain: false, .. });
+        let number = text.value.parse().ok().filter(|n| digits && !quoted && range.contains(n));
+        if number.is_none() {
+            let value = quote(text.value);
+            let message = match (digits, quoted) {
+                (true, false) => format!("{what} {value} is out of range"),
+                (true, true) => format!("{what} {value} is text, but must be a number"),
+                (false, _) => format!("{what} cannot be {value}"),
+            };
+            let unquoted = if digits && quoted { ", without quotes" } else { "" };
+            self.error(text.span, message, &format!("write {example}{unquoted}"));
+        }
+        number
     }
 
     /// One of some words.

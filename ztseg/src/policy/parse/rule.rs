@@ -10,12 +10,16 @@ use crate::policy::names;
 use crate::policy::resolved::PortRange;
 use crate::policy::yaml::{Node, Value};
 
-const FIELDS: &[&str] = &["name", "from", "to", "ports", "log", "reject", "expires"];
+pub(super) const FIELDS: &[&str] = &["name", "from", "to", "ports", "log", "reject", "expires"];
 const EXAMPLE: &str = "`{ from: web, to: db, ports: [tcp/5432] }`";
 
-/// Reads a rule of the list `field`, which is `allow` or `deny`.
+/// Reads a rule of the list `field`, which is `deny`, `allow` or `pass`.
 pub(super) fn rule(cx: &mut Context<'_>, node: &Node, field: &str) -> Rule {
-    let what = if field == "deny" { "a deny rule" } else { "an allow rule" };
+    let what = match field {
+        "deny" => "a deny rule",
+        "allow" => "an allow rule",
+        _ => "a pass rule",
+    };
     let mut rule = Rule {
         name: None,
         log: false,
@@ -33,10 +37,14 @@ pub(super) fn rule(cx: &mut Context<'_>, node: &Node, field: &str) -> Rule {
         .and_then(|n| cx.text(n, "`name`", "a name such as `web-to-db`"))
         .map(|name| cx.name(name.value, name.span, "a rule's name"));
     rule.log = fields.get("log").and_then(|n| cx.boolean(n, "`log`")).unwrap_or(false);
+    if let Some(node) = fields.get("log").filter(|_| rule.log && field == "pass") {
+        let message = "`log` reports what a rule decides; a pass rule leaves that to the next tier";
+        cx.error(node.span, message, "leave it out, and set it at the rule that decides");
+    }
     if let Some(node) = fields.get("reject") {
         rule.reject = cx.boolean(node, "`reject`");
         if rule.reject == Some(true) && field != "deny" {
-            let message = "`reject` says how a deny rule denies; this is an allow rule";
+            let message = format!("`reject` says how a deny rule denies; this is {what}");
             cx.error(node.span, message, "leave it out, or move the rule to `deny`");
         }
     }

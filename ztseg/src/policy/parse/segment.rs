@@ -9,11 +9,11 @@ use crate::policy::model::{AddressGroup, Directions, Segment, Spanned};
 use crate::policy::resolved::Selector;
 use crate::policy::yaml::{Key, Node};
 
-const SEGMENT: Shape =
+pub(super) const SEGMENT: Shape =
     Shape { what: "a segment", fields: &["description", "mode", "isolation", "match"], later: &[] };
 const SEGMENT_EXAMPLE: &str = "`{ match: [ { unit: nginx.service } ] }`";
 
-const MATCH: Shape = Shape {
+pub(super) const MATCH: Shape = Shape {
     what: "a `match` entry",
     fields: &["unit", "cgroup", "interface", "host", "addresses"],
     later: &[
@@ -23,18 +23,25 @@ const MATCH: Shape = Shape {
     ],
 };
 
-const GROUP: Shape = Shape { what: "an address group", fields: &["cidrs", "except"], later: &[] };
+pub(super) const GROUP: Shape =
+    Shape { what: "an address group", fields: &["cidrs", "except"], later: &[] };
 const GROUP_EXAMPLE: &str = "`{ cidrs: [192.0.2.0/24] }`";
 
 /// Reads a segment; what is wrong with it is reported, its name is defined in any case.
-pub(super) fn segment(cx: &mut Context<'_>, key: &Key, node: &Node) -> Segment {
+/// `isolation` is what it isolates where it does not say so itself.
+pub(super) fn segment(
+    cx: &mut Context<'_>,
+    key: &Key,
+    node: &Node,
+    isolation: Directions,
+) -> Segment {
     let name = cx.side_name(&key.text, key.span, "a segment's name");
-    let both = Directions { ingress: true, egress: true };
     let mut segment = Segment {
         name,
         description: None,
         mode: None,
-        isolation: both,
+        isolation,
+        says_isolation: false,
         selectors: vec![],
         addresses: vec![],
     };
@@ -44,7 +51,10 @@ pub(super) fn segment(cx: &mut Context<'_>, key: &Key, node: &Node) -> Segment {
         .and_then(|n| cx.text(n, "`description`", "a line of text"))
         .map(|text| text.value.to_owned());
     segment.mode = fields.get("mode").and_then(|n| cx.choice(n, "`mode`", MODES));
-    segment.isolation = fields.get("isolation").and_then(|n| isolation(cx, n)).unwrap_or(both);
+    if let Some(written) = fields.get("isolation").and_then(|n| directions(cx, n)) {
+        segment.isolation = written;
+        segment.says_isolation = true;
+    }
     let example = "`match:` with a list of what is in it, such as `- unit: nginx.service`";
     if let Some(node) = fields.need(cx, "match", example) {
         matches(cx, node, &mut segment);
@@ -52,7 +62,7 @@ pub(super) fn segment(cx: &mut Context<'_>, key: &Key, node: &Node) -> Segment {
     segment
 }
 
-fn isolation(cx: &mut Context<'_>, node: &Node) -> Option<Directions> {
+fn directions(cx: &mut Context<'_>, node: &Node) -> Option<Directions> {
     let example = "`[ingress, egress]`, `[ingress]`, `[egress]`, or `[]` for none";
     let items = cx.list(node, "`isolation`", example)?;
     let mut found = Directions { ingress: false, egress: false };

@@ -5,11 +5,13 @@ use ztseg_common::addr::proto;
 use super::reader::{Context, Fields, Shape};
 use super::{network, port, rule};
 use crate::policy::diagnostic::quote;
+use crate::policy::kubernetes::labels::is_subdomain;
 use crate::policy::model::{End, Spanned, Test};
+use crate::policy::names;
 use crate::policy::testcase::Expect;
 use crate::policy::yaml::Node;
 
-const SHAPE: Shape = Shape { what: "a test", fields: &["allow", "deny"], later: &[] };
+pub(super) const SHAPE: Shape = Shape { what: "a test", fields: &["allow", "deny"], later: &[] };
 const EXAMPLE: &str = "`allow: web -> db tcp/5432`";
 
 /// Reads a test; `None` if something is wrong with it.
@@ -64,9 +66,16 @@ fn place<'w>(cx: &Context<'_>, whole: Spanned<&str>, word: &'w str) -> Spanned<&
 
 fn end(cx: &mut Context<'_>, whole: Spanned<&str>, word: &str) -> Option<Spanned<End>> {
     let Spanned { value, span } = place(cx, whole, word);
+    if let Some((namespace, name)) = value.split_once('/')
+        && names::is_well_formed(namespace)
+        && is_subdomain(name)
+    {
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        return Some(Spanned::new(End::Pod { namespace, name }, span));
+    }
     if value == "any" || value.contains('/') {
         let message = format!("{} is not one end of a flow", quote(value));
-        cx.error(span, message, "write a segment, or one address");
+        cx.error(span, message, "write a segment, one address, or a pod as `NAMESPACE/NAME`");
         return None;
     }
     if network::looks_like_one(value) {
@@ -116,7 +125,7 @@ fn families(
 ) {
     let v4 = |end: &End| match end {
         End::Address(address) => Some(address.is_ipv4()),
-        End::Name(_) => None,
+        End::Name(_) | End::Pod { .. } => None,
     };
     let protocol = match protocol {
         proto::ICMP => Some(true),

@@ -42,6 +42,12 @@ impl<'a> Builder<'a> {
         let span = self.places.span(span);
         match event {
             Event::Scalar(text, style, anchor, tag) => {
+                let span = match style {
+                    ScalarStyle::SingleQuoted | ScalarStyle::DoubleQuoted => {
+                        self.places.quoted(span)
+                    }
+                    _ => span,
+                };
                 self.refuse_decorations(span, anchor, tag.is_some());
                 let plain = style == ScalarStyle::Plain;
                 let value = if plain && matches!(text.as_ref(), "" | "~" | "null") {

@@ -148,6 +148,21 @@ mod tests {
     }
 
     #[test]
+    fn a_text_in_quotes_ends_before_the_comment_behind_it() {
+        let text = "a: 'it''s' # it\nb: \"\\\"x\\\\\"   # x\nc: [ 'd' # d\n ]\n'e' : f # f\n";
+        let (documents, out) = read_text(text);
+        assert!(out.is_empty(), "{out:?}");
+        let Value::Mapping(entries) = &documents.list[0].value else { panic!("a mapping") };
+        let part = |span: Span| at(span, text).2;
+        assert_eq!(part(entries[0].1.span), "'it''s'");
+        assert_eq!(part(entries[1].1.span), "\"\\\"x\\\\\"");
+        let Value::List(items) = &entries[2].1.value else { panic!("a list") };
+        assert_eq!(part(items[0].span), "'d'");
+        assert_eq!(part(entries[3].0.span), "'e'");
+        assert_eq!(part(entries[3].1.span), "f");
+    }
+
+    #[test]
     fn documents_are_told_apart_and_empty_ones_left_out() {
         let (documents, out) = read_text("---\na: 1\n---\n# nothing\n---\nb: 2\n...\n");
         assert!(out.is_empty());

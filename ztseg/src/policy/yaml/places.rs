@@ -51,4 +51,23 @@ impl<'a> Places<'a> {
             column: offset(span.start.col() + 1),
         }
     }
+
+    /// The span of a text in quotes, which may reach over a comment behind it, up to its last quote.
+    pub(super) fn quoted(&self, span: Span) -> Span {
+        let text = self.text.get(span.start as usize..span.end as usize).unwrap_or_default();
+        let mut chars = text.char_indices().peekable();
+        let Some((_, quote)) = chars.next() else { return span };
+        while let Some((at, c)) = chars.next() {
+            let escapes = match quote {
+                '"' => c == '\\',
+                _ => c == quote && chars.peek().is_some_and(|(_, next)| *next == quote),
+            };
+            if escapes {
+                chars.next();
+            } else if c == quote {
+                return Span { end: span.start + offset(at + c.len_utf8()), ..span };
+            }
+        }
+        span
+    }
 }
