@@ -78,12 +78,10 @@ impl Tally {
         self.failures.extend_from_slice(&other.failures);
     }
 
-    /// Prints what the failed tests said, one line per reason for skipped tests, then the closing line, and gives the exit
-    /// status: failure when a test failed.
+    /// Prints one line per reason for skipped tests, what the failed tests said, then the closing
+    /// line, so that the end of a long log says what failed; and gives the exit status: failure when a
+    /// test failed.
     pub(crate) fn close(&self) -> ExitCode {
-        for line in &self.failures {
-            println!("failure: {line}");
-        }
         let mut explained = 0;
         for (reason, count) in &self.reasons {
             println!("skipped {count}: {reason}");
@@ -91,6 +89,9 @@ impl Tally {
         }
         if self.skipped > explained {
             println!("skipped {}: the runner gave no reason", self.skipped - explained);
+        }
+        for line in &self.failures {
+            println!("failure: {line}");
         }
         println!("{self}");
         if self.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
