@@ -84,7 +84,11 @@ fn place(inventory: &Inventory, name: &str) -> SegmentSet {
 
 /// The name of a workload that a selector selects; others may select it, too.
 fn example(selector: &Selector) -> String {
-    let Selector { cgroup, unit, interface, host } = selector;
+    let Selector { cgroup, unit, container, pod, interface, user, host } = selector;
+    if container.is_some() || pod.is_some() || user.is_some() {
+        // Its place alone does not make it one.
+        return NOTHING.to_owned();
+    }
     let filled = |pattern: &str| pattern.replace("**", "x").replace('*', "x");
     match (cgroup, unit, interface) {
         _ if *host => "host".to_owned(),

@@ -5,34 +5,27 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-/// A pattern in which `*` stands for any characters, also none.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Glob {
-    pattern: Box<str>,
-}
-
-impl Glob {
-    fn matches(&self, name: &str) -> bool {
-        let mut parts = self.pattern.split('*');
-        let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
+/// Whether a pattern, in which `*` stands for any characters, also none, matches a name.
+pub(super) fn matches(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
+        return false;
+    };
+    let Some(last) = parts.next_back() else {
+        return rest.is_empty();
+    };
+    // The leftmost place of each part leaves the most room for those after it.
+    for part in parts {
+        let Some(at) = rest.find(part) else {
             return false;
         };
-        let Some(last) = parts.next_back() else {
-            return rest.is_empty();
-        };
-        // The leftmost place of each part leaves the most room for those after it.
-        for part in parts {
-            let Some(at) = rest.find(part) else {
-                return false;
-            };
-            rest = &rest[at + part.len()..];
-        }
-        rest.ends_with(last)
+        rest = &rest[at + part.len()..];
     }
+    rest.ends_with(last)
 }
 
-/// Globs by the text before their first `*`.
-type Buckets<T> = HashMap<Box<str>, Vec<(Glob, T)>>;
+/// Patterns by the text before their first `*`.
+type Buckets<T> = HashMap<Box<str>, Vec<(Box<str>, T)>>;
 
 /// Values under patterns.
 #[derive(Clone, Debug)]
@@ -55,9 +48,9 @@ impl<T: Default> GlobIndex<T> {
             return self.literals.entry(pattern.into()).or_default();
         };
         let bucket = self.globs.entry(star).or_default().entry(pattern[..star].into()).or_default();
-        let at = bucket.iter().position(|(glob, _)| *glob.pattern == *pattern);
+        let at = bucket.iter().position(|(known, _)| **known == *pattern);
         let at = at.unwrap_or_else(|| {
-            bucket.push((Glob { pattern: pattern.into() }, T::default()));
+            bucket.push((pattern.into(), T::default()));
             bucket.len() - 1
         });
         &mut bucket[at].1
@@ -70,8 +63,8 @@ impl<T: Default> GlobIndex<T> {
         }
         for (len, buckets) in self.globs.range(..=name.len()) {
             let bucket = name.get(..*len).and_then(|prefix| buckets.get(prefix));
-            for (glob, value) in bucket.into_iter().flatten() {
-                if glob.matches(name) {
+            for (pattern, value) in bucket.into_iter().flatten() {
+                if matches(pattern, name) {
                     each(value);
                 }
             }
@@ -88,7 +81,7 @@ impl<T: Default> GlobIndex<T> {
 mod tests {
     use super::*;
 
-    fn matches(pattern: &str, name: &str) -> bool {
+    fn in_index(pattern: &str, name: &str) -> bool {
         let mut index = GlobIndex::<u8>::default();
         *index.entry(pattern) = 1;
         let mut n = 0;
@@ -116,6 +109,7 @@ mod tests {
             ("a*", "é", false),
         ] {
             assert_eq!(matches(pattern, name), expected, "{pattern} on {name}");
+            assert_eq!(in_index(pattern, name), expected, "{pattern} on {name}, in an index");
         }
     }
 

@@ -4,6 +4,8 @@
 //! what a workload is. A cgroup's segments follow from its own path and the policy alone, so a fact
 //! costs the depth of its path, and the order in which facts come does not matter.
 
+mod attributes;
+pub mod facts;
 mod glob;
 mod selectors;
 
@@ -15,6 +17,7 @@ use std::collections::{BTreeMap, HashMap};
 use ztseg_common::key::{MAX_CGROUP_LEVEL, WorkloadKey, workload_interface};
 use ztseg_common::value::Workload;
 
+use self::facts::WorkloadFacts;
 use self::selectors::{Placement, Selectors};
 use crate::image::{Image, SegmentSet};
 use crate::policy::resolved::Resolved;
@@ -226,6 +229,25 @@ impl Inventory {
         let is_there = |member: &&Member| matches!(&member.source, Source::Interface { name: known, .. } if known == name);
         let there = self.interfaces.values().find(is_there).and_then(|m| m.membership.as_ref());
         there.map_or_else(|| self.selectors.interface(name, false), |m| m.segments.clone())
+    }
+
+    /// The segments of a workload of which this is known, whether it is there or not.
+    pub fn described(&self, facts: &WorkloadFacts) -> SegmentSet {
+        if let Some(name) = &facts.interface {
+            return self.interface(name);
+        }
+        let system_unit = || Some(format!("/system.slice/{}", facts.unit.as_ref()?));
+        let path = facts.cgroup.clone().or_else(system_unit);
+        // A container or a pod is a workload wherever it is; anything else belongs to one.
+        let path = if facts.container.is_none() && facts.pod.is_none() {
+            path.map(|path| match self.owner_of(&path) {
+                (name, _) if name == HOST => "/".to_owned(),
+                (name, _) => name,
+            })
+        } else {
+            path
+        };
+        self.selectors.workload(facts, path.as_deref())
     }
 
     /// Number of cgroups that are there, workloads or not.

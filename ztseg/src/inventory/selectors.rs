@@ -1,10 +1,13 @@
-//! The selectors of all segments, compiled: which segments hold a cgroup, an interface, the host.
+//! The selectors of all segments, compiled: which segments hold a cgroup, an interface, the host, or
+//! a workload that something else describes.
 //!
 //! Patterns for paths lie in a trie by component, so that a path costs its depth and not the
 //! number of patterns.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::attributes::{Attribute, Attributes};
+use super::facts::WorkloadFacts;
 use super::glob::GlobIndex;
 use crate::image::SegmentSet;
 use crate::policy::resolved::{Resolved, SegmentId, Selector};
@@ -23,13 +26,24 @@ pub(super) struct Placement {
     pub(super) workload: bool,
 }
 
-/// A selector that asks for a cgroup, a unit, or both.
+/// A selector of cgroups, by their paths or by what they are.
 #[derive(Clone, Copy, Debug)]
 struct Condition {
     segment: SegmentId,
-    /// How many fields must hold.
-    fields: u8,
+    /// The fields that must hold.
+    fields: Fields,
 }
+
+/// A set of a selector's fields.
+type Fields = u8;
+
+const CGROUP: Fields = 1;
+const UNIT: Fields = 1 << 1;
+const CONTAINER: Fields = 1 << 2;
+const POD: Fields = 1 << 3;
+const USER: Fields = 1 << 4;
+/// [`Selector::host`], beside [`USER`]
+const AT_HOST: Fields = 1 << 5;
 
 /// Selectors whose patterns end here, as indexes into [`Selectors::conditions`].
 type Conditions = Vec<usize>;
@@ -52,6 +66,9 @@ pub(super) struct Selectors {
     /// The first is where every path begins.
     nodes: Vec<Node>,
     units: GlobIndex<Conditions>,
+    attributes: Attributes,
+    /// What the host fulfils.
+    at_host: Conditions,
     conditions: Vec<Condition>,
     interfaces: GlobIndex<Vec<SegmentId>>,
     host: SegmentSet,
@@ -64,6 +81,8 @@ impl Default for Selectors {
         Self {
             nodes: vec![Node::default()],
             units: GlobIndex::default(),
+            attributes: Attributes::default(),
+            at_host: Vec::new(),
             conditions: Vec::new(),
             interfaces: GlobIndex::default(),
             host: SegmentSet::new(),
@@ -86,35 +105,49 @@ impl Selectors {
     }
 
     fn add(&mut self, segment: SegmentId, selector: &Selector) {
-        let Selector { cgroup, unit, interface, host } = selector;
-        match (interface, host) {
-            (Some(pattern), false) => {
-                // No interface has a cgroup or is a unit.
-                if cgroup.is_none() && unit.is_none() {
-                    self.interfaces.entry(pattern).push(segment);
-                }
+        let Selector { cgroup, unit, container, pod, interface, user, host } = selector;
+        let set = |is: bool, field: Fields| if is { field } else { 0 };
+        let fields = set(cgroup.is_some(), CGROUP)
+            | set(unit.is_some(), UNIT)
+            | set(container.is_some(), CONTAINER)
+            | set(pod.is_some(), POD)
+            | set(user.is_some(), USER);
+        if let Some(pattern) = interface {
+            // No interface has a cgroup, is a unit or has an owner.
+            if fields == 0 && !host {
+                self.interfaces.entry(pattern).push(segment);
             }
-            (None, true) => {
-                // The host is the root: no unit, and its path has no components.
-                let root = |p: &String| components(p).all(|c| c == "**");
-                if unit.is_none() && cgroup.as_ref().is_none_or(root) {
-                    self.host.insert(segment);
-                }
+            return;
+        }
+        if *host && fields & USER == 0 {
+            // The host is the root: no unit, and its path has no components.
+            let root = |p: &String| components(p).all(|c| c == "**");
+            if fields & !CGROUP == 0 && cgroup.as_ref().is_none_or(root) {
+                self.host.insert(segment);
             }
-            // An interface is never the host's cgroup.
-            (Some(_), true) => {}
-            (None, false) => {
-                let fields = u8::from(cgroup.is_some()) + u8::from(unit.is_some());
-                let condition = self.conditions.len();
-                self.conditions.push(Condition { segment, fields });
-                if let Some(path) = cgroup {
-                    let node = self.node(path);
-                    self.nodes[node].ends.push(condition);
-                }
-                if let Some(unit) = unit {
-                    self.units.entry(unit).push(condition);
-                }
-            }
+            return;
+        }
+        let condition = self.conditions.len();
+        let fields = fields | set(*host, AT_HOST);
+        self.conditions.push(Condition { segment, fields });
+        if let Some(path) = cgroup {
+            let node = self.node(path);
+            self.nodes[node].ends.push(condition);
+        }
+        if let Some(unit) = unit {
+            self.units.entry(unit).push(condition);
+        }
+        if let Some(container) = container {
+            self.attributes.add_container(container, condition);
+        }
+        if let Some(pod) = pod {
+            self.attributes.add_pod(pod, condition);
+        }
+        if let Some(user) = user {
+            self.attributes.add_user(user, condition);
+        }
+        if *host {
+            self.at_host.push(condition);
         }
     }
 
@@ -142,7 +175,32 @@ impl Selectors {
     ///
     /// It depends on the path alone, not on which other cgroups there are.
     pub(super) fn cgroup(&self, path: &str) -> Placement {
+        self.walk(Walk::new(self), path)
+    }
+
+    /// The segments of a workload of which this is known and that is at `path`; without one,
+    /// somewhere, and not at the root.
+    pub(super) fn workload(&self, facts: &WorkloadFacts, path: Option<&str>) -> SegmentSet {
         let mut walk = Walk::new(self);
+        self.attributes.matching(facts, |condition, attribute| {
+            let field = match attribute {
+                Attribute::Container => CONTAINER,
+                Attribute::Pod => POD,
+                Attribute::User => USER,
+            };
+            walk.hold(condition, field);
+        });
+        if let Some(unit) = &facts.unit {
+            self.units.matching(unit, |conditions| walk.meet(conditions, UNIT));
+        }
+        match path {
+            Some(path) => self.walk(walk, path).segments,
+            None => walk.segments,
+        }
+    }
+
+    /// Goes on with a walk down a path.
+    fn walk(&self, mut walk: Walk<'_>, path: &str) -> Placement {
         let mut slices_only = true;
         let mut is_unit = false;
         let mut above = walk.segments.len();
@@ -153,11 +211,12 @@ impl Selectors {
             is_unit = slices_only && UNITS.iter().any(|suffix| component.ends_with(suffix));
             slices_only = slices_only && component.ends_with(SLICE);
             if is_unit {
-                self.units.matching(component, |conditions| walk.meet(conditions));
+                self.units.matching(component, |conditions| walk.meet(conditions, UNIT));
             }
             walk.enter(component);
         }
         if depth == 0 {
+            walk.meet(&self.at_host, AT_HOST);
             let mut segments = walk.segments;
             segments.extend(&self.host);
             return Placement { segments, workload: true };
@@ -182,15 +241,15 @@ struct Walk<'a> {
     selectors: &'a Selectors,
     /// The nodes that the components so far lead to.
     nodes: BTreeSet<usize>,
-    /// Conditions of two fields, one of which holds already, by the field: a cgroup or a unit.
-    half: BTreeSet<(usize, bool)>,
+    /// Conditions of more than one field, with the fields that hold already.
+    held: BTreeMap<usize, Fields>,
     segments: SegmentSet,
 }
 
 impl<'a> Walk<'a> {
     fn new(selectors: &'a Selectors) -> Self {
         let mut walk =
-            Self { selectors, nodes: BTreeSet::new(), half: BTreeSet::new(), segments: [].into() };
+            Self { selectors, nodes: BTreeSet::new(), held: BTreeMap::new(), segments: [].into() };
         walk.arrive(0);
         walk
     }
@@ -214,27 +273,29 @@ impl<'a> Walk<'a> {
             return;
         }
         let Node { any_depth, ends, .. } = &self.selectors.nodes[node];
-        for condition in ends {
-            self.hold(*condition, true);
-        }
+        self.meet(ends, CGROUP);
         if let Some(next) = any_depth {
             self.arrive(*next);
         }
     }
 
-    /// The unit's name fulfils these.
-    fn meet(&mut self, conditions: &[usize]) {
+    /// One of their fields holds for all of these.
+    fn meet(&mut self, conditions: &[usize], field: Fields) {
         for condition in conditions {
-            self.hold(*condition, false);
+            self.hold(*condition, field);
         }
     }
 
-    fn hold(&mut self, condition: usize, by_cgroup: bool) {
+    fn hold(&mut self, condition: usize, field: Fields) {
         let Condition { segment, fields } = self.selectors.conditions[condition];
-        if fields == 1 || self.half.contains(&(condition, !by_cgroup)) {
+        if fields == field {
             self.segments.insert(segment);
-        } else {
-            self.half.insert((condition, by_cgroup));
+            return;
+        }
+        let held = self.held.entry(condition).or_default();
+        *held |= field;
+        if *held == fields {
+            self.segments.insert(segment);
         }
     }
 }

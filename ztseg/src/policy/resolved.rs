@@ -4,6 +4,7 @@
 //! Names are gone (segments are numbers), address groups are spelled out, and rules stand in the
 //! order of evaluation: a rule's rank is its index plus one.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -106,10 +107,38 @@ pub struct Selector {
     pub cgroup: Option<String>,
     /// Unit of the system manager, `*` globs.
     pub unit: Option<String>,
+    /// Containers.
+    pub container: Option<ContainerMatch>,
+    /// Pods of Kubernetes.
+    pub pod: Option<PodMatch>,
     /// Interface name, `*` globs.
     pub interface: Option<String>,
+    /// The owner of the socket: a user's name, or a user id in decimal, as it is written.
+    pub user: Option<String>,
     /// What is in no other workload of this host.
     pub host: bool,
+}
+
+/// Some containers; the fields are ANDed, at least one is set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ContainerMatch {
+    /// Its name in its runtime, `*` globs.
+    pub name: Option<String>,
+    /// The reference of its image, as the runtime has it, `*` globs.
+    pub image: Option<String>,
+    /// Labels that it has, with these values.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Some pods; the fields are ANDed, at least one is set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PodMatch {
+    /// Its namespace, `*` globs.
+    pub namespace: Option<String>,
+    /// Labels that it has, with these values.
+    pub labels: BTreeMap<String, String>,
+    /// The name of its service account, `*` globs.
+    pub service_account: Option<String>,
 }
 
 /// A rule.

@@ -1,5 +1,6 @@
 //! YAML trees to the model, strictly: what is not understood is an error, and every error is found.
 
+pub(crate) mod attributes;
 mod icmp;
 pub(crate) mod network;
 mod order;

@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 
 use super::reader::{Context, Fields, Shape};
+use super::attributes::{self, Names};
 use super::{MODES, network, selector};
 use crate::policy::diagnostic::quote;
 use crate::policy::model::{AddressGroup, Directions, Segment, Spanned};
@@ -15,12 +16,8 @@ const SEGMENT_EXAMPLE: &str = "`{ match: [ { unit: nginx.service } ] }`";
 
 pub(super) const MATCH: Shape = Shape {
     what: "a `match` entry",
-    fields: &["unit", "cgroup", "interface", "host", "addresses"],
-    later: &[
-        ("container", "match the container's `unit` or `cgroup` until then"),
-        ("pod", "match the pod's `cgroup` until then"),
-        ("user", "match the `unit` or `cgroup` that the user's processes run in until then"),
-    ],
+    fields: &["unit", "cgroup", "container", "pod", "interface", "user", "host", "addresses"],
+    later: &[],
 };
 
 pub(super) const GROUP: Shape =
@@ -86,7 +83,7 @@ fn matches(cx: &mut Context<'_>, node: &Node, segment: &mut Segment) {
             continue;
         };
         if fields.is_empty() {
-            let help = "write one of `unit`, `cgroup`, `interface`, `host`, `addresses`";
+            let help = "write one of `unit`, `cgroup`, `container`, `pod`, `interface`, `user`, `host`, `addresses`";
             cx.error(item.span, "this `match` entry is empty", help);
             continue;
         }
@@ -98,7 +95,7 @@ fn matches(cx: &mut Context<'_>, node: &Node, segment: &mut Segment) {
 }
 
 fn addresses(cx: &mut Context<'_>, fields: &Fields<'_>, node: &Node, segment: &mut Segment) {
-    if let Some(other) = ["unit", "cgroup", "interface", "host"].iter().find_map(|f| fields.key(f))
+    if let Some(other) = ["unit", "cgroup", "container", "pod", "interface", "user", "host"].iter().find_map(|f| fields.key(f))
     {
         let message = format!(
             "`addresses` and {} in one `match` entry are not supported yet by this version of ztseg",
@@ -115,14 +112,20 @@ fn workloads(cx: &mut Context<'_>, fields: &Fields<'_>, item: &Node) -> Option<S
     let selector = Selector {
         cgroup: fields.get("cgroup").and_then(|n| selector::cgroup(cx, n)),
         unit: fields.get("unit").and_then(|n| selector::unit(cx, n)),
+        container: fields.get("container").and_then(|n| attributes::container(cx, n, Names::Globs)),
+        pod: fields.get("pod").and_then(|n| attributes::pod(cx, n, Names::Globs)),
         interface: fields.get("interface").and_then(|n| selector::interface(cx, n)),
+        user: fields.get("user").and_then(|n| attributes::user(cx, n)),
         host: fields.get("host").is_some_and(|n| selector::host(cx, n)),
     };
-    let cgroup = selector.cgroup.is_some() || selector.unit.is_some();
-    let kinds = [cgroup, selector.interface.is_some(), selector.host];
+    let runs = ["cgroup", "unit", "container", "pod"].iter().any(|f| fields.get(f).is_some());
+    let kinds = [runs, selector.interface.is_some(), selector.host];
     if kinds.into_iter().filter(|k| *k).count() > 1 {
-        let message = "nothing matches this entry: a workload is either a cgroup (`cgroup`, `unit`), an `interface`, or the `host`";
+        let message = "nothing matches this entry: a workload is either a cgroup (`cgroup`, `unit`, `container`, `pod`), an `interface`, or the `host`";
         cx.error(item.span, message, "write an entry for each");
+    } else if let (Some(_), Some(key)) = (&selector.interface, fields.key("user")) {
+        let message = "nothing matches this entry: what is behind an interface has no user here";
+        cx.error(key.span, message, "leave `user` out, or write an entry for each");
     }
     (cx.out.len() == before).then_some(selector)
 }
