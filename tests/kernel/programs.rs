@@ -1,6 +1,7 @@
 //! The kernel programs as such: every one passes this kernel's verifier, and what the maps cost.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 use ztseg::clocks::Clocks;
@@ -34,7 +35,10 @@ pub(crate) struct Unattached {
 
 impl Unattached {
     pub(crate) fn open(name: &str, capacity: Capacity) -> Result<Self> {
-        let folder = format!("/sys/fs/bpf/ztseg-test-{}-{name}", std::process::id());
+        // Tests run at the same time, and two may choose the same name.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = format!("/sys/fs/bpf/ztseg-test-{}-{count}-{name}", std::process::id());
         let options = Options {
             bpffs: PathBuf::from(folder),
             cgroup_root: PathBuf::from("/nonexistent"),

@@ -71,8 +71,7 @@ pub fn check(loaded: &Loaded, now: Timestamp) -> Result<Diagnostics, CompileErro
 pub fn outcomes(loaded: &Loaded, now: Timestamp) -> Result<Vec<Outcome<'_>>, CompileError> {
     let mut enforced = loaded.resolved.clone();
     enforce_everything(&mut enforced);
-    let sets = loaded.pods.iter().filter_map(|pod| pod.segments.as_ref());
-    let image = for_questions(&enforced, sets)?;
+    let image = for_questions(&enforced, loaded.sets())?;
     Ok(run_tests(loaded, |test| answer(loaded, &enforced, &image, now, test)))
 }
 
@@ -114,14 +113,18 @@ fn answer(
     }
 }
 
-/// The address family of a test's flow: its protocol's or an address's, else what its pods have.
+/// The address family of a test's flow: its protocol's or an address's, else what its pods and workloads have.
 fn is_v4(loaded: &Loaded, test: &ResolvedTest) -> bool {
     let of = |end: TestEnd| match end {
         TestEnd::Address(address) => Some(address.is_ipv4()),
-        TestEnd::Segment(_) | TestEnd::Pod(_) => None,
+        TestEnd::Segment(_) | TestEnd::Pod(_) | TestEnd::Workload(_) => None,
     };
     let has_v4 = |end: TestEnd| match end {
         TestEnd::Pod(number) => loaded.pods[number].addresses.iter().any(IpAddr::is_ipv4),
+        TestEnd::Workload(number) => {
+            let addresses = &loaded.workloads[number].facts.addresses;
+            addresses.is_empty() || addresses.iter().any(IpAddr::is_ipv4)
+        }
         TestEnd::Segment(_) | TestEnd::Address(_) => true,
     };
     match test.protocol {

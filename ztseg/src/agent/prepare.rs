@@ -8,7 +8,7 @@ use crate::inventory::{Inventory, Membership};
 use crate::policy::compile::compile;
 use crate::policy::diagnostic::{Diagnostic, Diagnostics};
 use crate::policy::failsafe::Failsafe;
-use crate::policy::model::Spanned;
+use crate::policy::model::{Offline, Spanned};
 use crate::policy::resolved::{Isolation, Mode, Resolved};
 use crate::policy::source::Source;
 use crate::policy::{Loaded, load};
@@ -37,7 +37,7 @@ pub fn prepare(
     capacity: &Capacity,
 ) -> Result<Prepared, String> {
     let loaded = load(sources).map_err(|e| e.render(false))?;
-    no_kubernetes(&loaded).map_err(|e| e.render(false))?;
+    nothing_unknown(&loaded).map_err(|e| e.render(false))?;
     let mut resolved = loaded.resolved;
     if audit {
         audit_everything(&mut resolved);
@@ -49,18 +49,31 @@ pub fn prepare(
     Ok(Prepared { resolved: Arc::new(resolved), inventory, image })
 }
 
-/// Kubernetes objects are about pods, and no workload of this host is known to be one yet: in force,
-/// they would protect nothing.
-fn no_kubernetes(loaded: &Loaded) -> Result<(), Diagnostics> {
-    let refused = |document: &Spanned<&str>| {
-        let message = format!(
-            "the agent does not know pods yet, so `kind: {}` would do nothing",
-            document.value
-        );
-        let help = "`ztseg check` reads it; for the agent, write a `kind: SegmentPolicy`";
-        Diagnostic::error(document.span, message).help(help)
+/// This host's workloads are known by their cgroups and interfaces. What asks for more would protect
+/// nothing if it were in force.
+fn nothing_unknown(loaded: &Loaded) -> Result<(), Diagnostics> {
+    let refused = |what: &Spanned<Offline>| {
+        let (message, help) = match what.value {
+            Offline::Kind("Workload") => (
+                "`kind: Workload` describes workloads for the offline verbs; the agent finds its own".to_owned(),
+                "leave the document to `ztseg check`, `explain` and `diff`",
+            ),
+            Offline::Kind(kind) => (
+                format!("the agent does not know pods yet, so `kind: {kind}` would do nothing"),
+                "`ztseg check` reads it; for the agent, write a `kind: SegmentPolicy`",
+            ),
+            Offline::Match(field) => (
+                format!("the agent does not know this yet, so a `match` entry with `{field}` would hold nothing"),
+                "`ztseg check` reads it; for the agent, match the `unit`, the `cgroup` or the `interface`",
+            ),
+            Offline::NamedPort => (
+                "the agent does not know pods yet, and their names for ports".to_owned(),
+                "write the number",
+            ),
+        };
+        Diagnostic::error(what.span, message).help(help)
     };
-    let found: Vec<_> = loaded.kubernetes.iter().map(refused).collect();
+    let found: Vec<_> = loaded.offline.iter().map(refused).collect();
     if found.is_empty() { Ok(()) } else { Err(Diagnostics::new(&loaded.sources, found)) }
 }
 

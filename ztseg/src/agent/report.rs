@@ -136,7 +136,7 @@ impl<E: Enforcer> Core<E> {
     /// What is wrong with the question.
     pub fn understand(&self, question: &Question) -> Result<Understood, String> {
         let Running { resolved, image, .. } = &self.running;
-        let places = Places { resolved, inventory: &self.inventory, pods: &[] };
+        let places = Places { resolved, inventory: &self.inventory, pods: &[], workloads: &[] };
         let asked = Asked::new(&places, question)?;
         Ok(Understood { asked, resolved: Arc::clone(resolved), image: Arc::clone(image) })
     }

@@ -63,13 +63,13 @@ impl Diff {
         let loaded = |sources: Vec<Source>| -> Result<Loaded, Failure> {
             let mut loaded =
                 load(&sources).map_err(|e| Failure::input(e.render(output::color())))?;
-            config.failsafe.add_to(&mut loaded.resolved);
+            loaded.add_failsafe(&config.failsafe);
             Ok(loaded)
         };
         let (old, new) = (loaded(old)?, loaded(self.files(new)?)?);
         let names = names.iter().map(String::as_str);
         let mut workloads = workloads::of(&old.resolved, &new.resolved, names);
-        workloads::add_pods(&mut workloads, [&old, &new]);
+        workloads::add_described(&mut workloads, [&old, &new]);
         let now = self.at.unwrap_or_else(Timestamp::now);
         let found = diff(&old.resolved, &new.resolved, now, &workloads)
             .map_err(|e| Failure::input(e.to_string()))?;

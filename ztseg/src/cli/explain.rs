@@ -112,15 +112,15 @@ impl Offline {
         let config: Config = settings::config(config)?;
         let sources = settings::policies(files, &[])?;
         let mut loaded = load(&sources).map_err(|e| Failure::input(e.render(output::color())))?;
-        config.failsafe.add_to(&mut loaded.resolved);
+        loaded.add_failsafe(&config.failsafe);
         let mut inventory = Inventory::new();
         inventory.set_policy(&loaded.resolved);
         Ok(Self { loaded, inventory, now: at.unwrap_or_else(Timestamp::now) })
     }
 
     fn ask(&self, question: &Question) -> Result<Explanation, String> {
-        let Loaded { resolved, pods, .. } = &self.loaded;
-        let places = Places { resolved, inventory: &self.inventory, pods };
+        let Loaded { resolved, pods, workloads, .. } = &self.loaded;
+        let places = Places { resolved, inventory: &self.inventory, pods, workloads };
         let asked = Asked::new(&places, question)?;
         let image = for_questions(resolved, asked.sets()).map_err(|e| e.to_string())?;
         explain(resolved, &image, self.now, &asked)

@@ -1,11 +1,25 @@
 //! `ztseg workloads`
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
-use super::output::{Format, print, print_json, print_jsonl};
+use super::output::{print, print_json, print_jsonl};
 use super::{Agent, Failure};
 use crate::api::types::WorkloadInfo;
 use crate::present::table::{list, table};
+use crate::present::workloads::documents;
+
+/// How workloads are printed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// Columns for people
+    Table,
+    /// One JSON value
+    Json,
+    /// One JSON value a line
+    Jsonl,
+    /// `kind: Workload` documents, which the offline verbs read with a policy
+    Yaml,
+}
 
 #[derive(Debug, Args)]
 pub(super) struct Workloads {
@@ -29,6 +43,7 @@ impl Workloads {
             }
             Format::Json => print_json(&all),
             Format::Jsonl => print_jsonl(&all),
+            Format::Yaml => print(&documents(&all)),
         }
     }
 }

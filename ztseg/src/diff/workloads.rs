@@ -1,11 +1,10 @@
 //! The workloads that two policies are compared for.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::image::SegmentSet;
 use crate::inventory::Inventory;
 use crate::policy::Loaded;
-use crate::policy::kubernetes::placed::PlacedPod;
 use crate::policy::resolved::{Resolved, SegmentId, Selector};
 
 /// A unit that nobody has in mind.
@@ -54,21 +53,30 @@ pub fn of<'a>(
         .collect()
 }
 
-/// Adds the kinds of pods that either side has; one that only one side has is in no segment on the
-/// other.
-pub fn add_pods(workloads: &mut Vec<Workload>, sides: [&Loaded; 2]) {
+/// Adds the kinds of pods and workloads that are described for either side; one that only one side
+/// has is in no segment on the other.
+pub fn add_described(workloads: &mut Vec<Workload>, sides: [&Loaded; 2]) {
     let mut seen: HashSet<_> = workloads.iter().map(|w| w.segments.clone()).collect();
-    for pod in sides.iter().flat_map(|side| &side.pods) {
-        let is_it =
-            |other: &&PlacedPod| (&other.namespace, &other.name) == (&pod.namespace, &pod.name);
-        let sets = sides.map(|side| side.pods.iter().find(is_it).map(|pod| pod.segments.clone()));
-        // One of its node's network is no workload.
-        if sets.iter().flatten().any(Option::is_none) {
+    // By name, with what either side makes of it; a pod of its node's network can be none.
+    let mut described: BTreeMap<String, [Option<Option<SegmentSet>>; 2]> = BTreeMap::new();
+    for (side, loaded) in sides.into_iter().enumerate() {
+        let pods = loaded
+            .pods
+            .iter()
+            .map(|pod| (format!("pods like {}/{}", pod.namespace, pod.name), pod.segments.clone()));
+        let others = loaded.workloads.iter().map(|workload| {
+            (format!("workloads like {}", workload.name), Some(workload.segments.clone()))
+        });
+        for (name, segments) in pods.chain(others) {
+            described.entry(name).or_default()[side] = Some(segments);
+        }
+    }
+    for (name, sets) in described {
+        if sets.iter().flatten().all(Option::is_none) {
             continue;
         }
         let segments = sets.map(|set| set.flatten().unwrap_or_default());
         if seen.insert(segments.clone()) {
-            let name = format!("pods like {}/{}", pod.namespace, pod.name);
             workloads.push(Workload { name, segments });
         }
     }

@@ -11,6 +11,7 @@ use crate::policy::diagnostic::quote;
 use crate::policy::kubernetes::placed::PlacedPod;
 use crate::policy::names;
 use crate::policy::resolved::{Resolved, SegmentId};
+use crate::policy::workload::PlacedWorkload;
 
 /// What an end is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +27,8 @@ pub enum Kind {
     Interface,
     /// A pod that was read from a manifest.
     Pod,
+    /// A workload that a document describes.
+    Workload,
     /// An address of no workload.
     Address,
 }
@@ -83,12 +86,15 @@ pub struct Places<'a> {
     pub inventory: &'a Inventory,
     /// Pods that were read from manifests.
     pub pods: &'a [PlacedPod],
+    /// Workloads that documents describe.
+    pub workloads: &'a [PlacedWorkload],
 }
 
 impl Places<'_> {
     /// Finds an end: a segment's name; a cgroup's path (`/shop.slice/web.service`); `host`;
-    /// `interface:NAME`; a pod as `NAMESPACE/NAME`; an address. A workload with the address that
-    /// the flow uses for it is written `web@192.0.2.7`.
+    /// `interface:NAME`; a pod as `NAMESPACE/NAME`; a workload that a document describes, as
+    /// `workload:NAME` or, where no segment has it, its name; an address. A workload with the address
+    /// that the flow uses for it is written `web@192.0.2.7`.
     ///
     /// # Errors
     /// What is wrong and what to write instead.
@@ -116,10 +122,15 @@ impl Places<'_> {
     }
 
     fn address(&self, text: &str, address: IpAddr) -> Place {
-        let pod = self.pods.iter().find(|pod| pod.addresses.contains(&address));
-        let (kind, workload, segments) = match pod {
-            Some(pod) => (Kind::Pod, Some(pod_name(pod)), pod.segments.clone()),
-            None => (Kind::Address, None, None),
+        let its = |pod: &&PlacedPod| !pod.host_network && pod.addresses.contains(&address);
+        let pod = self.pods.iter().find(its);
+        let workload = self.workloads.iter().find(|w| w.facts.addresses.contains(&address));
+        let (kind, workload, segments) = match (pod, workload) {
+            (Some(pod), _) => (Kind::Pod, Some(pod_name(pod)), pod.segments.clone()),
+            (None, Some(workload)) => {
+                (Kind::Workload, Some(workload.name.clone()), Some(workload.segments.clone()))
+            }
+            (None, None) => (Kind::Address, None, None),
         };
         let end = End { workload: segments, address: Some(address) };
         Place { name: text.to_owned(), kind, workload, end, addresses: vec![address] }
@@ -153,17 +164,43 @@ impl Places<'_> {
         if name.contains('/') {
             return self.pod(name);
         }
+        if let Some(described) = name.strip_prefix("workload:") {
+            return self.described(name, described).ok_or_else(|| {
+                let known = self.workloads.iter().map(|w| w.name.as_str());
+                let help = names::suggest(described, known).unwrap_or_else(|| {
+                    "load its document of `kind: Workload` with --file, too".to_owned()
+                });
+                format!("there is no workload {}; {help}", quote(described))
+            });
+        }
         let segments = &self.resolved.segments[..self.resolved.own_segments()];
         if let Some(at) = segments.iter().position(|segment| segment.name == name) {
             let id = SegmentId(u32::try_from(at).unwrap_or(u32::MAX));
             return Ok(place(Kind::Segment, None, SegmentSet::from([id])));
         }
-        let known = segments.iter().map(|segment| segment.name.as_str());
+        if let Some(described) = self.described(name, name) {
+            return Ok(described);
+        }
+        let described = self.workloads.iter().map(|w| w.name.as_str());
+        let known = segments.iter().map(|segment| segment.name.as_str()).chain(described);
         let help = names::suggest(name, known).unwrap_or_else(|| {
             "write a cgroup's path (`/web.service`), a pod (`NAMESPACE/NAME`) or an address"
                 .to_owned()
         });
-        Err(format!("there is no segment {}; {help}", quote(name)))
+        let what = if self.workloads.is_empty() { "segment" } else { "segment or workload" };
+        Err(format!("there is no {what} {}; {help}", quote(name)))
+    }
+
+    /// A workload that a document describes; `text` is how it was asked for.
+    fn described(&self, text: &str, name: &str) -> Option<Place> {
+        let workload = self.workloads.iter().find(|workload| workload.name == name)?;
+        Some(Place {
+            name: text.to_owned(),
+            kind: Kind::Workload,
+            workload: None,
+            end: End { workload: Some(workload.segments.clone()), address: None },
+            addresses: workload.facts.addresses.clone(),
+        })
     }
 
     fn pod(&self, name: &str) -> Result<Place, String> {

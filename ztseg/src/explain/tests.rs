@@ -59,7 +59,8 @@ fn now() -> Timestamp {
 fn ask(loaded: &Loaded, from: &str, to: &str, service: &str) -> Result<Explanation, String> {
     let mut inventory = Inventory::new();
     inventory.set_policy(&loaded.resolved);
-    let places = Places { resolved: &loaded.resolved, inventory: &inventory, pods: &loaded.pods };
+    let Loaded { resolved, pods, workloads, .. } = &loaded;
+    let places = Places { resolved, inventory: &inventory, pods, workloads };
     let question = Question { from: from.into(), to: to.into(), service: service.into() };
     let asked = Asked::new(&places, &question)?;
     let image = for_questions(&loaded.resolved, asked.sets()).map_err(|e| e.to_string())?;

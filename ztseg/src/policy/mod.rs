@@ -18,15 +18,19 @@ pub mod resolve;
 pub mod resolved;
 pub mod source;
 pub mod testcase;
+pub mod workload;
 pub mod yaml;
 
 use diagnostic::{Diagnostic, Diagnostics};
+use failsafe::Failsafe;
 use kubernetes::placed::PlacedPod;
-use model::Spanned;
+use model::{Offline, Spanned};
 use resolved::Resolved;
 use source::Source;
 use testcase::{ResolvedTest, TestEnd};
+use workload::PlacedWorkload;
 
+use crate::image::SegmentSet;
 use crate::judge::End;
 
 /// What a load gives when nothing is wrong.
@@ -38,8 +42,10 @@ pub struct Loaded {
     pub tests: Vec<ResolvedTest>,
     /// The pods of all files, with their segments.
     pub pods: Vec<PlacedPod>,
-    /// The kind and the place of every Kubernetes document.
-    pub kubernetes: Vec<Spanned<&'static str>>,
+    /// The workloads that documents describe, with their segments.
+    pub workloads: Vec<PlacedWorkload>,
+    /// What the agent cannot enforce, and where it stands.
+    pub offline: Vec<Spanned<Offline>>,
     /// What was loaded; spans refer to it by index.
     pub sources: Vec<Source>,
 }
@@ -51,7 +57,20 @@ impl Loaded {
             TestEnd::Segment(id) => End::workload([id]),
             TestEnd::Address(address) => End::address(address),
             TestEnd::Pod(number) => self.pods[number].end(v4),
+            TestEnd::Workload(number) => self.workloads[number].end(v4),
         }
+    }
+
+    /// Adds what stays open whatever policies say.
+    pub fn add_failsafe(&mut self, failsafe: &Failsafe) {
+        failsafe.add_to(&mut self.resolved);
+        workload::place(&self.resolved, &mut self.workloads);
+    }
+
+    /// The segments of every pod and workload that is described.
+    pub fn sets(&self) -> impl Iterator<Item = &SegmentSet> {
+        let pods = self.pods.iter().filter_map(|pod| pod.segments.as_ref());
+        pods.chain(self.workloads.iter().map(|workload| &workload.segments))
     }
 }
 
@@ -65,10 +84,11 @@ impl Loaded {
 pub fn load(sources: &[Source]) -> Result<Loaded, Diagnostics> {
     let mut found: Vec<Diagnostic> = Vec::new();
     let parsed = parse::parse(sources, &mut found);
-    let (resolved, tests, pods) = resolve::resolve(&parsed, sources, &mut found);
+    let resolve::Outcome { resolved, tests, pods, workloads } =
+        resolve::resolve(&parsed, sources, &mut found);
     if found.is_empty() {
-        let kubernetes = parsed.kubernetes.documents;
-        Ok(Loaded { resolved, tests, pods, kubernetes, sources: sources.to_vec() })
+        let (offline, sources) = (parsed.offline, sources.to_vec());
+        Ok(Loaded { resolved, tests, pods, workloads, offline, sources })
     } else {
         Err(Diagnostics::new(sources, found))
     }

@@ -9,6 +9,7 @@ use super::diagnostic::Span;
 use super::kubernetes::Objects;
 use super::resolved::{Mode, PortRange, Selector, Tier};
 use super::testcase::Expect;
+use crate::inventory::facts::WorkloadFacts;
 
 /// A value and where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,9 +34,34 @@ pub struct Parsed {
     pub policies: Vec<Policy>,
     /// The Kubernetes documents.
     pub kubernetes: Objects,
+    /// The workloads that documents describe.
+    pub workloads: Vec<Workload>,
+    /// What the agent cannot enforce.
+    pub offline: Vec<Spanned<Offline>>,
     /// Whether every definition of a name was read. Where one was not, a name that seems unknown
     /// may be known.
     pub complete: bool,
+}
+
+/// What the offline verbs understand and the agent does not: this host's workloads are known to it by
+/// their cgroups and interfaces alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offline {
+    /// A document of this kind.
+    Kind(&'static str),
+    /// This field of a `match` entry.
+    Match(&'static str),
+    /// A port that pods have a name for.
+    NamedPort,
+}
+
+/// A `Workload` document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Its name.
+    pub name: Spanned<String>,
+    /// What it says.
+    pub facts: WorkloadFacts,
 }
 
 /// A `SegmentPolicy` document.
@@ -82,6 +108,8 @@ pub struct Segment {
     pub selectors: Vec<Selector>,
     /// `match` entries that name addresses.
     pub addresses: Vec<IpNet>,
+    /// Where its `match` entries ask for what the agent does not know.
+    pub offline: Vec<Spanned<Offline>>,
 }
 
 /// A set of directions.
@@ -120,9 +148,23 @@ pub struct Rule {
     /// Who is asked.
     pub to: Side,
     /// A union, never empty.
-    pub ports: Vec<PortRange>,
+    pub ports: Vec<Spanned<Port>>,
     /// Where it stands.
     pub span: Span,
+}
+
+/// A port of the destination.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// By number.
+    Range(PortRange),
+    /// By the name that the destination pod gives it.
+    Named {
+        /// The name.
+        name: String,
+        /// IP protocol number; `None` is whatever the pod says.
+        protocol: Option<u8>,
+    },
 }
 
 /// One side of a rule.
@@ -169,6 +211,8 @@ pub enum End {
     Name(String),
     /// An address.
     Address(IpAddr),
+    /// A workload that a document describes.
+    Workload(String),
     /// A pod.
     Pod {
         /// Its namespace.

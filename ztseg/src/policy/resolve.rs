@@ -1,6 +1,8 @@
 //! The model to the resolved form: names over all sources become numbers.
 
+mod members;
 mod order;
+mod ports;
 #[cfg(test)]
 mod tests;
 
@@ -11,64 +13,92 @@ use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 pub(super) use order::Order;
+use ports::NamedPorts;
 
 use super::diagnostic::{Diagnostic, Span, quote};
 use super::kubernetes::placed::PlacedPod;
 use super::kubernetes::translate::{Translated, translate};
-use super::model::{self, End, Parsed, Peer, Policy, Spanned};
+use super::model::{self, End, Parsed, Peer, Policy, Port, Spanned};
 use super::names;
+use super::parse;
 use super::resolved::{
-    Action, Ends, Isolation, Mode, Network, Resolved, Rule, Segment, SegmentId, Side,
+    Action, Ends, Isolation, Mode, Network, PortRange, Resolved, Rule, Segment, SegmentId, Side,
 };
 use super::source::Source;
 use super::testcase::{ResolvedTest, TestEnd};
+use super::workload::PlacedWorkload;
 
 /// A file full of unknown names, and ten thousand known ones, must not take minutes to refuse.
 const MAX_SUGGESTIONS: u32 = 100;
 
+/// What policies come to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Segments and rules.
+    pub resolved: Resolved,
+    /// The `tests:`, in file order.
+    pub tests: Vec<ResolvedTest>,
+    /// The pods, with their segments.
+    pub pods: Vec<PlacedPod>,
+    /// The workloads that documents describe, with their segments.
+    pub workloads: Vec<PlacedWorkload>,
+}
+
 /// Resolves all policies together.
 ///
 /// What comes out is whole only if nothing was added to `out`, here or before.
-pub fn resolve(
-    parsed: &Parsed,
-    sources: &[Source],
-    out: &mut Vec<Diagnostic>,
-) -> (Resolved, Vec<ResolvedTest>, Vec<PlacedPod>) {
+pub fn resolve(parsed: &Parsed, sources: &[Source], out: &mut Vec<Diagnostic>) -> Outcome {
     let complete = parsed.complete;
     let mut resolver = Resolver {
         sources,
         complete,
         names: BTreeMap::new(),
         pods: HashMap::new(),
+        workloads: HashMap::new(),
         groups: Vec::new(),
         networks: FxHashMap::default(),
         suggestions: MAX_SUGGESTIONS,
         out,
     };
     resolver.policy_names(&parsed.policies);
+    resolver.workload_names(&parsed.workloads);
     order::check_priorities(parsed, resolver.out);
     let mut segments = resolver.definitions(&parsed.policies);
-    let Translated { segments: selected, mut rules, pods } =
-        translate(&parsed.kubernetes, segments.len(), sources);
+    let own = segments.len();
+    let cluster = &parsed.kubernetes.cluster;
+    let Translated { segments: selected, mut rules, mut pods } =
+        translate(&parsed.kubernetes, own, sources);
+    let workloads = members::place(&mut segments, cluster, &mut pods, &parsed.workloads);
     segments.extend(selected);
     let named =
         |(number, pod): (usize, &PlacedPod)| ((pod.namespace.clone(), pod.name.clone()), number);
     resolver.pods = pods.iter().enumerate().map(named).collect();
+    let mut named_ports = NamedPorts::new(cluster, &pods, segments.len());
     let mut tests = Vec::new();
     for policy in &parsed.policies {
         resolver.rule_names(policy);
         for (action, kind, list) in lists(policy) {
             let order = Order::of_segment_policy(policy, action);
             for (place, rule) in (1..).zip(list) {
-                let name = rule_name(rule, kind, place);
-                rules.push((order, resolver.rule(policy, rule, &name, action)));
+                let resolved = resolver.rule(policy, rule, &rule_name(rule, kind, place), action);
+                resolver.named_ports(rule, &resolved, &segments[..own]);
+                let ports = rule.ports.iter().map(|port| &port.value);
+                let parts = named_ports.rules(resolved, ports, &segments);
+                rules.extend(parts.into_iter().map(|part| (order, part)));
             }
         }
         tests.extend(policy.tests.iter().filter_map(|test| resolver.test(test)));
     }
+    for (segment, members) in named_ports.finish() {
+        let id = SegmentId(u32::try_from(segments.len()).unwrap_or(u32::MAX));
+        segments.push(segment);
+        for pod in members {
+            pods[pod].segments.get_or_insert_default().insert(id);
+        }
+    }
     rules.sort_by_key(|(order, _)| *order);
     let rules = rules.into_iter().map(|(_, rule)| rule).collect();
-    (Resolved { segments, rules, failsafe: None }, tests, pods)
+    Outcome { resolved: Resolved { segments, rules, failsafe: None }, tests, pods, workloads }
 }
 
 /// The rules of a policy, by what they do and in the order in which that is looked at.
@@ -116,6 +146,8 @@ struct Resolver<'a> {
     names: BTreeMap<&'a str, Definition>,
     /// The pods that there are, by namespace and name.
     pods: HashMap<(String, String), usize>,
+    /// The workloads that documents describe, by name.
+    workloads: HashMap<&'a str, usize>,
     /// The networks of each address group.
     groups: Vec<Arc<[Network]>>,
     /// The lists of networks of sides, by what they are made of.
@@ -136,6 +168,57 @@ impl<'a> Resolver<'a> {
             } else {
                 seen.insert(&name.value, name.span);
             }
+        }
+    }
+
+    fn workload_names(&mut self, workloads: &'a [model::Workload]) {
+        for (number, workload) in workloads.iter().enumerate() {
+            let Spanned { value: name, span } = &workload.name;
+            if let Some(first) = self.workloads.get(name.as_str()) {
+                let message = format!("a second workload with the name {}", quote(name));
+                let error = Diagnostic::error(*span, message);
+                let first = workloads[*first].name.span;
+                let help = "give each workload a name of its own";
+                self.out.push(error.related(first, "first here").help(help));
+            } else {
+                self.workloads.insert(name, number);
+            }
+        }
+    }
+
+    /// Only pods have names for their ports.
+    fn named_ports(&mut self, rule: &model::Rule, resolved: &Rule, segments: &[Segment]) {
+        if !rule.to.complete {
+            return;
+        }
+        let named = rule.ports.iter().filter_map(|port| match &port.value {
+            Port::Named { name, protocol } => Some((name, *protocol, port.span)),
+            Port::Range(_) => None,
+        });
+        for (name, protocol, span) in named {
+            let number = parse::port::usual_number(name);
+            let no_pods = |id: &&SegmentId| {
+                !segments[id.0 as usize].selectors.iter().any(|selector| selector.pod.is_some())
+            };
+            let message = if !resolved.to.networks.is_empty() {
+                "addresses in `to` have no names for their ports; pods have".to_owned()
+            } else if let Some(id) = resolved.to.segments.iter().find(no_pods) {
+                let segment = quote(&segments[id.0 as usize].name);
+                format!(
+                    "the port's name {} is looked up at pods, and no `match` entry of {segment} asks for pods",
+                    quote(name)
+                )
+            } else {
+                continue;
+            };
+            let help = match number {
+                Some(n) => {
+                    let port = PortRange { protocol, first: n, last: n };
+                    format!("write the number, such as `{port}`")
+                }
+                None => "write the number, or give the pods' segment a rule of its own".to_owned(),
+            };
+            self.out.push(Diagnostic::error(span, message).help(help));
         }
     }
 
@@ -239,7 +322,8 @@ impl<'a> Resolver<'a> {
             expires: rule.expires,
             from,
             to,
-            ports: rule.ports.clone(),
+            // Those by number; what has a name is looked up at the pods.
+            ports: Vec::new(),
             position: rule.span.position(self.sources),
             ends: Ends::Both,
             built_in: false,
@@ -339,12 +423,29 @@ impl<'a> Resolver<'a> {
         None
     }
 
+    fn workload(&mut self, name: &str, span: Span) -> Option<TestEnd> {
+        let found = self.workloads.get(name).copied().map(TestEnd::Workload);
+        if found.is_none() && self.complete {
+            let message = format!("there is no workload {}", quote(name));
+            let help = names::suggest(name, self.workloads.keys().copied())
+                .unwrap_or_else(|| "load a document of `kind: Workload` for it, too".to_owned());
+            self.out.push(Diagnostic::error(span, message).help(help));
+        }
+        found
+    }
+
     fn end(&mut self, end: &Spanned<End>) -> Option<TestEnd> {
         let name = match &end.value {
             End::Address(address) => return Some(TestEnd::Address(*address)),
             End::Pod { namespace, name } => return self.pod(namespace, name, end.span),
+            End::Workload(name) => return self.workload(name, end.span),
             End::Name(name) => name,
         };
+        if !self.names.contains_key(name.as_str())
+            && let Some(number) = self.workloads.get(name.as_str())
+        {
+            return Some(TestEnd::Workload(*number));
+        }
         match self.meaning(name, end.span)? {
             Meaning::Segment(id) => Some(TestEnd::Segment(id)),
             Meaning::Group(group) => {

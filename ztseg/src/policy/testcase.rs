@@ -34,6 +34,8 @@ pub enum TestEnd {
     Address(IpAddr),
     /// A pod: an index into [`super::Loaded::pods`].
     Pod(usize),
+    /// A workload that a document describes: an index into [`super::Loaded::workloads`].
+    Workload(usize),
 }
 
 /// One test: whether a flow is allowed.

@@ -8,6 +8,7 @@ pub mod metrics;
 pub mod status;
 pub mod table;
 pub mod tested;
+pub mod workloads;
 
 /// Text for a terminal: control characters are spelled out, since names of cgroups and processes
 /// are chosen by whoever runs in a workload.

@@ -30,6 +30,8 @@ pub struct Pod {
     pub name: String,
     /// Its labels.
     pub labels: Labels,
+    /// The name of its service account.
+    pub service_account: String,
     /// Its addresses; with `host_network` those of its node.
     pub addresses: Vec<IpAddr>,
     /// The ports that its containers name.

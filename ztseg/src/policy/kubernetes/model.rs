@@ -4,8 +4,9 @@ use std::fmt;
 
 use super::labels::Selector;
 use crate::policy::diagnostic::Span;
+pub use crate::policy::model::Port;
 use crate::policy::model::{Directions, Spanned};
-use crate::policy::resolved::{Action, Network, PortRange, Tier};
+use crate::policy::resolved::{Action, Network, Tier};
 
 /// The kinds of policies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,20 +90,6 @@ pub enum Peer {
     Nodes(Selector),
     /// Addresses.
     Network(Network),
-}
-
-/// A port of the destination.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Port {
-    /// By number.
-    Range(PortRange),
-    /// By the name that the destination pod gives it.
-    Named {
-        /// The name.
-        name: String,
-        /// IP protocol number; `None` is whatever the pod says.
-        protocol: Option<u8>,
-    },
 }
 
 /// Some pods of a cluster.

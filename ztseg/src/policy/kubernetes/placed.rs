@@ -16,7 +16,10 @@ pub struct PlacedPod {
     pub name: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// Its segments; `None` for a pod of its node's network, which is no workload.
+    /// It has no network of its own but its node's, whose addresses it shares with everything there.
+    pub host_network: bool,
+    /// Its segments; `None` for a pod of its node's network that no `SegmentPolicy` names: it is no
+    /// workload of its own.
     pub segments: Option<SegmentSet>,
 }
 

@@ -347,6 +347,7 @@ impl Translator<'_> {
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
             addresses: pod.addresses.clone(),
+            host_network: pod.host_network,
             segments: (!pod.host_network).then_some(segments),
         };
         self.done.pods = self.cluster.pods.iter().zip(sets).map(placed).collect();

@@ -69,7 +69,7 @@ impl<'a> Used<'a> {
         let in_tests =
             tests.flat_map(|test| [&test.from.value, &test.to.value]).filter_map(|end| match end {
                 End::Name(name) => Some(name.as_str()),
-                End::Address(_) | End::Pod { .. } => None,
+                End::Address(_) | End::Pod { .. } | End::Workload(_) => None,
             });
         Self { in_rules: in_rules.collect(), in_tests: in_tests.collect() }
     }

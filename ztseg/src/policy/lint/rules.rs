@@ -25,7 +25,18 @@ pub(super) fn look_at(
     let teller = Teller { loaded, places: Places::new(policies, &loaded.sources) };
     let idle: HashSet<usize> =
         dead.iter().filter(|(_, why)| why.is_harmless()).map(|(index, _)| *index).collect();
-    out.extend(dead.into_iter().filter_map(|(index, why)| teller.dead(&rules[index], why)));
+    // A rule with names for ports is several here; it is dead where all of them are.
+    let dead_ones: HashSet<usize> = dead.iter().map(|(index, _)| *index).collect();
+    let alive = rules.iter().enumerate().filter(|(index, _)| !dead_ones.contains(index));
+    let alive: HashSet<&Position> = alive.map(|(_, rule)| &rule.position).collect();
+    let mut told = HashSet::new();
+    for (index, why) in dead {
+        let position = &rules[index].position;
+        if !alive.contains(position) && told.insert(position) {
+            out.extend(teller.dead(&rules[index], why));
+        }
+    }
+    out.extend(rules.iter().filter_map(|rule| teller.without_pods(rule)));
     let live = rules.iter().enumerate().filter(|(index, _)| !idle.contains(index));
     for (_, rule) in live.filter(|(_, rule)| rule.action == Action::Allow) {
         out.extend(teller.places.own(rule).and_then(|span| wide_open(rule, span)));
@@ -72,6 +83,17 @@ struct Teller<'a> {
 }
 
 impl Teller<'_> {
+    /// A rule for a port's name that no pod has; without any manifest of a pod, nobody knows.
+    fn without_pods(&self, rule: &Rule) -> Option<Diagnostic> {
+        let span = self.places.own(rule).filter(|_| rule.to == Side::default())?;
+        let message = format!(
+            "the rule {} matches nothing: no pod in `to` has a port of this name",
+            quote(&rule.name)
+        );
+        let help = "write a name that the containers of its pods have for a port, or the number";
+        (!self.loaded.pods.is_empty()).then(|| Check::NeverMatches.at(span, message).help(help))
+    }
+
     fn dead(&self, rule: &Rule, why: Why) -> Option<Diagnostic> {
         let span = self.places.own(rule)?;
         let name = quote(&rule.name);

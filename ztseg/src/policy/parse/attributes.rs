@@ -8,7 +8,7 @@ use crate::policy::diagnostic::quote;
 use crate::policy::kubernetes::labels::{is_key, is_subdomain, is_value};
 use crate::policy::names;
 use crate::policy::resolved::{ContainerMatch, PodMatch};
-use crate::policy::yaml::{Key, Node};
+use crate::policy::yaml::{Key, Node, Value};
 
 pub(super) const CONTAINER: Shape =
     Shape { what: "`container`", fields: &["name", "image", "labels"], later: &[] };
@@ -76,14 +76,14 @@ pub(crate) fn user(cx: &mut Context<'_>, node: &Node) -> Option<String> {
     let is_number = text.bytes().all(|b| b.is_ascii_digit());
     // 4294967295 is nobody's number: chown(2) and setreuid(2) take it for "as it is".
     let (message, help) = if is_number && text.parse().is_ok_and(|n: u32| n < u32::MAX) {
-        return Some(text.trim_start_matches('0').to_owned()).map(|rest| {
-            if rest.is_empty() { "0".to_owned() } else { rest }
-        });
+        let number = text.trim_start_matches('0');
+        return Some(if number.is_empty() { "0" } else { number }.to_owned());
     } else if is_number {
         (format!("no user has the number {user}"), "numbers of users go up to 4294967294")
     } else if text.contains('*') {
         (format!("`*` in the user {user}"), "write an entry for each user")
-    } else if text.len() > MAX_USER || text.contains(|c: char| c.is_whitespace() || c == ':' || c == '/')
+    } else if text.len() > MAX_USER
+        || text.contains(|c: char| c.is_whitespace() || c == ':' || c == '/')
         || text.starts_with('-')
     {
         (format!("{user} is no user's name"), "write it as `id -un` or `id -u` prints it")
@@ -151,13 +151,20 @@ fn labels(
     let mut found = BTreeMap::new();
     for (Key { text: key, span, .. }, node) in entries {
         let what = format!("the label {}", quote(key));
-        let Some(value) = cx.text(node, &what, "its value, such as `web`") else { continue };
-        if key.is_empty() || !is_label(key, value.value) {
-            let message = format!("{} is no label", quote(&format!("{key}: {}", value.value)));
+        let value = match &node.value {
+            // Many labels have no value, such as `node-role.kubernetes.io/control-plane: ""`.
+            Value::Scalar { text, plain: false } if text.is_empty() => "",
+            _ => match cx.text(node, &what, "its value, such as `web`, or `\"\"`") {
+                Some(value) => value.value,
+                None => continue,
+            },
+        };
+        if key.is_empty() || !is_label(key, value) {
+            let message = format!("{} is no label", quote(&format!("{key}: {value}")));
             cx.error(*span, message, &format!("write {example}"));
             continue;
         }
-        found.insert(key.clone(), value.value.to_owned());
+        found.insert(key.clone(), value.to_owned());
     }
     found
 }

@@ -13,10 +13,11 @@ pub mod schema;
 mod segment;
 pub(crate) mod selector;
 mod test;
+mod workload;
 
 use super::diagnostic::{Diagnostic, Span, quote};
 use super::kubernetes::read::{KINDS, Kind as KubernetesKind, Reader};
-use super::model::{Directions, Parsed, Policy, Rule, Spanned};
+use super::model::{Directions, Offline, Parsed, Policy, Port, Rule, Spanned};
 use super::names;
 use super::resolved::{Mode, Tier};
 use super::source::Source;
@@ -25,17 +26,14 @@ use reader::{Context, Fields, Shape};
 
 /// The `apiVersion` of ztseg's own kinds.
 pub const API_VERSION: &str = "ztseg.io/v1";
-/// Its one kind that this version reads.
+/// Its kind of policies.
 pub const KIND: &str = "SegmentPolicy";
 
 const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("audit", Mode::Audit)];
 
 /// Kinds that a later version reads, and what to do until then.
-const LATER_KINDS: &[(&str, &str)] = &[
-    ("Workload", "remove the document"),
-    ("Service", "remove the document"),
-    ("EndpointSlice", "remove the document"),
-];
+const LATER_KINDS: &[(&str, &str)] =
+    &[("Service", "remove the document"), ("EndpointSlice", "remove the document")];
 
 const DOCUMENT: Shape = Shape {
     what: "a policy document",
@@ -102,11 +100,26 @@ pub fn parse(sources: &[Source], out: &mut Vec<Diagnostic>) -> Parsed {
                     Some(policy) => parsed.policies.push(policy),
                     None => parsed.complete = false,
                 },
+                Some((Kind::Workload, place)) => {
+                    parsed.offline.push(Spanned::new(Offline::Kind(workload::KIND), place));
+                    match workload::document(&mut cx, node) {
+                        Some(workload) => parsed.workloads.push(workload),
+                        None => parsed.complete = false,
+                    }
+                }
                 None => parsed.complete = false,
             }
         }
     }
     parsed.kubernetes = kubernetes.finish();
+    let documents = parsed.kubernetes.documents.iter();
+    parsed.offline.extend(documents.map(|d| Spanned::new(Offline::Kind(d.value), d.span)));
+    let segments = parsed.policies.iter().flat_map(|policy| &policy.segments);
+    parsed.offline.extend(segments.flat_map(|segment| &segment.offline));
+    let rules = parsed.policies.iter().flat_map(|p| p.deny.iter().chain(&p.allow).chain(&p.pass));
+    let named =
+        rules.flat_map(|rule| &rule.ports).filter(|p| matches!(p.value, Port::Named { .. }));
+    parsed.offline.extend(named.map(|port| Spanned::new(Offline::NamedPort, port.span)));
     parsed
 }
 
@@ -159,6 +172,7 @@ fn entries<'n>(cx: &mut Context<'_>, node: &'n Node) -> &'n [Node] {
 /// The kinds of documents.
 enum Kind {
     Segment,
+    Workload,
     Kubernetes(&'static str, KubernetesKind),
 }
 
@@ -181,9 +195,12 @@ fn kind(cx: &mut Context<'_>, node: &Node) -> Option<(Kind, Span)> {
     let (read, name, api_version) = match kubernetes {
         Some((name, version, kind)) => (Kind::Kubernetes(name, *kind), *name, *version),
         None if kind.value == KIND => (Kind::Segment, KIND, API_VERSION),
+        None if kind.value == workload::KIND => (Kind::Workload, workload::KIND, API_VERSION),
         None => {
             let kinds = KINDS.iter().map(|(name, _, _)| *name);
-            let kinds = kinds.chain(LATER_KINDS.iter().map(|(name, _)| *name)).chain([KIND]);
+            let kinds = kinds
+                .chain(LATER_KINDS.iter().map(|(name, _)| *name))
+                .chain([KIND, workload::KIND]);
             let help = match names::nearest(kind.value, kinds) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => format!("write `kind: {KIND}`"),

@@ -6,6 +6,8 @@ use ztseg_common::addr::proto;
 
 use super::icmp;
 use crate::policy::diagnostic::quote;
+use crate::policy::kubernetes::labels::is_port_name;
+use crate::policy::model::Port;
 use crate::policy::names;
 use crate::policy::resolved::PortRange;
 
@@ -14,8 +16,6 @@ use crate::policy::resolved::PortRange;
 pub(super) struct PortError {
     pub(super) message: String,
     pub(super) help: String,
-    /// The text is right, but a later version's.
-    pub(super) later: bool,
 }
 
 pub(super) const PROTOCOLS: [(&str, u8); 5] = [
@@ -25,6 +25,9 @@ pub(super) const PROTOCOLS: [(&str, u8); 5] = [
     ("icmp", proto::ICMP),
     ("icmpv6", proto::ICMPV6),
 ];
+
+/// Protocols whose ports a pod can name (Kubernetes' `ContainerPort.protocol`).
+const WITH_NAMED_PORTS: [(&str, u8); 3] = [PROTOCOLS[0], PROTOCOLS[1], PROTOCOLS[2]];
 
 /// Service names that people write most often (IANA "Service Name and Transport Protocol Port
 /// Number Registry"), to name the number in the message.
@@ -48,7 +51,7 @@ const SERVICES: [(&str, u16); 16] = [
 ];
 
 fn error(message: String, help: impl Into<String>) -> PortError {
-    PortError { message, help: help.into(), later: false }
+    PortError { message, help: help.into() }
 }
 
 impl fmt::Display for PortRange {
@@ -107,7 +110,23 @@ pub(crate) const fn bounds(protocol: u8) -> (u16, u16) {
     }
 }
 
-/// Reads one entry of `ports`.
+/// Reads one entry of `ports`, which may be one that pods have a name for.
+pub(super) fn entry(text: &str) -> Result<Port, PortError> {
+    if let Some((protocol, name)) = text.split_once('/')
+        && let Some((_, number)) = WITH_NAMED_PORTS.into_iter().find(|(word, _)| *word == protocol)
+        && is_port_name(name)
+    {
+        return Ok(Port::Named { name: name.to_owned(), protocol: Some(number) });
+    }
+    parse(text).map(Port::Range)
+}
+
+/// The number that a service of this name usually has.
+pub(in crate::policy) fn usual_number(service: &str) -> Option<u16> {
+    SERVICES.iter().find(|(name, _)| *name == service).map(|(_, number)| *number)
+}
+
+/// Reads ports by number.
 pub(super) fn parse(text: &str) -> Result<PortRange, PortError> {
     if text == "any" {
         return Ok(PortRange::ANY);
@@ -190,12 +209,9 @@ fn port_range(name: &str, range: &str) -> Result<(u16, u16), PortError> {
 }
 
 fn named_port(protocol: &str, name: &str) -> PortError {
-    let message = format!("the named port `{protocol}/{name}`");
-    let help = match SERVICES.iter().find(|(service, _)| *service == name) {
-        Some((_, port)) => format!("write the number: `{protocol}/{port}`"),
-        None => format!("write the number, for example `{protocol}/443`"),
-    };
-    PortError { message, help, later: true }
+    let message = format!("{} is a port's name", quote(&format!("{protocol}/{name}")));
+    let number = usual_number(name).unwrap_or(443);
+    error(message, format!("write its number, for example `{protocol}/{number}`"))
 }
 
 fn port_number(whole: &str, text: &str) -> Result<u16, PortError> {
@@ -280,7 +296,11 @@ mod tests {
                 "`tcp/80,443` is not a port",
                 "write each as an entry of its own: [tcp/80, tcp/443]",
             ),
-            ("tcp/https", "the named port `tcp/https`", "write the number: `tcp/443`"),
+            (
+                "tcp/https",
+                "`tcp/https` is a port's name",
+                "write its number, for example `tcp/443`",
+            ),
             ("tcp/90-80", "the range `tcp/90-80` ends before it starts", "write `tcp/80-90`"),
             (
                 "udp/65536",
@@ -302,7 +322,6 @@ mod tests {
         ] {
             let error = parse(text).expect_err(text);
             assert_eq!((error.message.as_str(), error.help.as_str()), (message, help));
-            assert_eq!(error.later, text == "tcp/https");
         }
         for text in ["", "/", "tcp/", "tcp/-", "tcp/1-", "tcp/-1", "tcp/+1", "any/80", "gre"] {
             assert!(parse(text).is_err(), "{text}");

@@ -22,9 +22,9 @@ use crate::inventory::Inventory;
 use crate::inventory::facts::{ContainerFacts, PodFacts, WorkloadFacts};
 use crate::policy::compile::for_questions;
 use crate::policy::diagnostic::Span;
-use crate::policy::load;
 use crate::policy::source::Source;
 use crate::policy::yaml::{self, Key, Node, Value};
+use crate::policy::{Loaded, load};
 
 /// Text for people, which nothing evaluates.
 const WITHOUT_EFFECT: &[&str] = &["segment.description"];
@@ -269,7 +269,8 @@ fn outcome(documents: &[Node], questions: &[Question]) -> Option<Outcome> {
     let mut inventory = Inventory::new();
     inventory.set_policy(&loaded.resolved);
     let resolved = &loaded.resolved;
-    let places = Places { resolved, inventory: &inventory, pods: &loaded.pods };
+    let Loaded { pods, workloads: described, .. } = &loaded;
+    let places = Places { resolved, inventory: &inventory, pods, workloads: described };
     let answer = |question: &Question| {
         let asked = match Asked::new(&places, question) {
             Ok(asked) => asked,

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::reader::{Context, Fields, Shape};
 use super::{network, port};
 use crate::policy::diagnostic::{Span, quote};
-use crate::policy::model::{Peer, Rule, Side, Spanned};
+use crate::policy::model::{Peer, Port, Rule, Side, Spanned};
 use crate::policy::names;
 use crate::policy::resolved::PortRange;
 use crate::policy::yaml::{Node, Value};
@@ -57,7 +57,7 @@ pub(super) fn rule(cx: &mut Context<'_>, node: &Node, field: &str) -> Rule {
     }
     rule.ports = match fields.get("ports") {
         Some(node) => ports(cx, node),
-        None => vec![PortRange::ANY],
+        None => vec![Spanned::new(Port::Range(PortRange::ANY), node.span)],
     };
     rule
 }
@@ -163,16 +163,15 @@ pub(super) fn name(cx: &mut Context<'_>, text: &str, span: Span) -> Option<Strin
     Some(text.to_owned())
 }
 
-fn ports(cx: &mut Context<'_>, node: &Node) -> Vec<PortRange> {
+fn ports(cx: &mut Context<'_>, node: &Node) -> Vec<Spanned<Port>> {
     let help = "leave `ports` out for every protocol and port";
     let example = "`[tcp/443]`";
     let items = cx.filled_list(node, "`ports`", example, help).unwrap_or_default();
     let mut ports = Vec::new();
     for item in items {
         let Some(text) = cx.text(item, "an entry of `ports`", "`tcp/443`") else { continue };
-        match port::parse(text.value) {
-            Ok(range) => ports.push(range),
-            Err(error) if error.later => cx.later(text.span, &error.message, &error.help),
+        match port::entry(text.value) {
+            Ok(port) => ports.push(Spanned::new(port, text.span)),
             Err(error) => cx.error(text.span, error.message, &error.help),
         }
     }

@@ -2,11 +2,11 @@
 
 use ipnet::IpNet;
 
-use super::reader::{Context, Fields, Shape};
 use super::attributes::{self, Names};
+use super::reader::{Context, Fields, Shape};
 use super::{MODES, network, selector};
 use crate::policy::diagnostic::quote;
-use crate::policy::model::{AddressGroup, Directions, Segment, Spanned};
+use crate::policy::model::{AddressGroup, Directions, Offline, Segment, Spanned};
 use crate::policy::resolved::Selector;
 use crate::policy::yaml::{Key, Node};
 
@@ -41,6 +41,7 @@ pub(super) fn segment(
         says_isolation: false,
         selectors: vec![],
         addresses: vec![],
+        offline: vec![],
     };
     let Some(fields) = Fields::read(cx, node, &SEGMENT, SEGMENT_EXAMPLE) else { return segment };
     segment.description = fields
@@ -89,13 +90,21 @@ fn matches(cx: &mut Context<'_>, node: &Node, segment: &mut Segment) {
         }
         match fields.get("addresses") {
             Some(node) => addresses(cx, &fields, node, segment),
-            None => segment.selectors.extend(workloads(cx, &fields, item)),
+            None => {
+                let keys = ["container", "pod", "user"].into_iter();
+                let asked = keys.filter_map(|field| Some((field, fields.key(field)?)));
+                let offline = asked.map(|(f, key)| Spanned::new(Offline::Match(f), key.span));
+                segment.offline.extend(offline);
+                segment.selectors.extend(workloads(cx, &fields, item));
+            }
         }
     }
 }
 
 fn addresses(cx: &mut Context<'_>, fields: &Fields<'_>, node: &Node, segment: &mut Segment) {
-    if let Some(other) = ["unit", "cgroup", "container", "pod", "interface", "user", "host"].iter().find_map(|f| fields.key(f))
+    if let Some(other) = ["unit", "cgroup", "container", "pod", "interface", "user", "host"]
+        .iter()
+        .find_map(|f| fields.key(f))
     {
         let message = format!(
             "`addresses` and {} in one `match` entry are not supported yet by this version of ztseg",

@@ -12,7 +12,12 @@ const NO_CGROUP: &[&str] = &["timer", "target", "path", "device", "automount", "
 const MAX_INTERFACE: usize = 15;
 
 /// Reports glob characters other than `*`, so that nobody takes them for what they are in a shell.
-pub(super) fn no_other_globs(cx: &mut Context<'_>, text: &str, node: &Node, what: &str) -> Option<()> {
+pub(super) fn no_other_globs(
+    cx: &mut Context<'_>,
+    text: &str,
+    node: &Node,
+    what: &str,
+) -> Option<()> {
     let other = text.chars().find(|c| matches!(c, '?' | '[' | ']' | '{' | '}'))?;
     let message = format!("`{other}` in {what} {}", quote(text));
     cx.error(node.span, message, "only `*` is a wildcard; write an entry for each name");

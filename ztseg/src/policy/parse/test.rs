@@ -66,6 +66,9 @@ fn place<'w>(cx: &Context<'_>, whole: Spanned<&str>, word: &'w str) -> Spanned<&
 
 fn end(cx: &mut Context<'_>, whole: Spanned<&str>, word: &str) -> Option<Spanned<End>> {
     let Spanned { value, span } = place(cx, whole, word);
+    if let Some(name) = value.strip_prefix("workload:") {
+        return rule::name(cx, name, span).map(|name| Spanned::new(End::Workload(name), span));
+    }
     if let Some((namespace, name)) = value.split_once('/')
         && names::is_well_formed(namespace)
         && is_subdomain(name)
@@ -75,7 +78,11 @@ fn end(cx: &mut Context<'_>, whole: Spanned<&str>, word: &str) -> Option<Spanned
     }
     if value == "any" || value.contains('/') {
         let message = format!("{} is not one end of a flow", quote(value));
-        cx.error(span, message, "write a segment, one address, or a pod as `NAMESPACE/NAME`");
+        cx.error(
+            span,
+            message,
+            "write a segment, one address, a pod as `NAMESPACE/NAME`, or `workload:NAME`",
+        );
         return None;
     }
     if network::looks_like_one(value) {
@@ -104,10 +111,6 @@ fn one_service(cx: &mut Context<'_>, whole: Spanned<&str>, word: &str) -> Option
             );
             None
         }
-        Err(error) if error.later => {
-            cx.later(span, &error.message, &error.help);
-            None
-        }
         Err(error) => {
             cx.error(span, error.message, &error.help);
             None
@@ -125,7 +128,7 @@ fn families(
 ) {
     let v4 = |end: &End| match end {
         End::Address(address) => Some(address.is_ipv4()),
-        End::Name(_) | End::Pod { .. } => None,
+        End::Name(_) | End::Pod { .. } | End::Workload(_) => None,
     };
     let protocol = match protocol {
         proto::ICMP => Some(true),

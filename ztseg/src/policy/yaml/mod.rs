@@ -61,6 +61,14 @@ pub struct Key {
 }
 
 impl Node {
+    /// The text of a single value.
+    pub fn text(&self) -> Option<&str> {
+        match &self.value {
+            Value::Scalar { text, .. } => Some(text),
+            _ => None,
+        }
+    }
+
     /// What it is, for a message.
     pub const fn kind(&self) -> &'static str {
         match self.value {

@@ -54,6 +54,12 @@ pub(super) fn pod(
         return;
     }
     let mut pod = Pod { namespace, name: name.value, labels: metadata.labels, ..Pod::default() };
+    // What the API server's admission gives a pod that names none.
+    let account = spec.as_ref().and_then(|spec| text(spec, "serviceAccountName"));
+    account
+        .filter(|name| !name.is_empty())
+        .unwrap_or("default")
+        .clone_into(&mut pod.service_account);
     if let Some(spec) = &spec {
         pod.node = text(spec, "nodeName").map(str::to_owned);
         if let Some(node) = given(spec, "hostNetwork") {

@@ -315,7 +315,7 @@ items:
 ";
     let list = world(items);
     assert_eq!(one.image.entries, list.image.entries);
-    assert_eq!(one.loaded.kubernetes.len(), list.loaded.kubernetes.len());
+    assert_eq!(one.loaded.offline.len(), list.loaded.offline.len());
 }
 
 #[test]

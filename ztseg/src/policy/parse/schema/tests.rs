@@ -12,7 +12,8 @@ use crate::policy::kubernetes::read::KINDS;
 use crate::policy::load;
 use crate::policy::names;
 use crate::policy::parse::{
-    API_VERSION, DOCUMENT, KIND, LIST, METADATA, MODES, SPEC, order, rule, segment, test,
+    API_VERSION, DOCUMENT, KIND, LIST, METADATA, MODES, SPEC, attributes, order, rule, segment,
+    test, workload,
 };
 use crate::policy::source::Source;
 use crate::policy::yaml::{self, Node, Value};
@@ -157,8 +158,10 @@ spec:
   mode: audit
   reject: false
   segments:
+    pods-only: { match: [ { pod: { namespace: "*" } } ] }
     8080: { match: [ { unit: "nginx*" }, { unit: a@b.service, cgroup: /shop/**/web-* } ] }
     0x1f: { description: 3, isolation: [], match: [ { interface: 7 }, { interface: true } ] }
+    pods: { match: [ { pod: { namespace: 1*, labels: { a: 1, b: "" }, serviceAccount: true } }, { container: { name: 7, image: "a:*", labels: { x: true } } }, { user: 033 }, { host: true, user: no } ] }
     me: { mode: enforce, isolation: [egress, ingress], match: [ { host: true }, { addresses: ["64:FF9B::192.0.2.1", 192.0.2.0/024] } ] }
   addressGroups:
     4: { cidrs: [0.0.0.0/0, "::/0", 192.0.2.1], except: ["2001:DB8::/32"] }
@@ -167,12 +170,24 @@ spec:
     - { name: true, from: any, to: 8080, log: true, reject: true, expires: 20301231T180000Z }
   allow:
     - { from: [4, 192.0.2.0/24, "2001:db8::1", me], to: 0x1f, reject: false, expires: 2030-12-31 18:00+02 }
+    - { from: any, to: pods-only, ports: [tcp/http, sctp/x-1, udp/53] }
     - { from: 8080, to: any, ports: [any, tcp, tcp/0443, udp/8000-8099, sctp, icmp, icmp/echo-request, icmpv6/128] }
   pass:
     - { from: me, to: me, log: false, reject: false }
   tests:
     - { deny: "  8080   -> me tcp/22-22 " }
     - { allow: "2001:db8::1 -> me icmpv6/echo-request" }
+    - { allow: "workload:1e3 -> workload:true-1 udp/53" }
+---
+apiVersion: ztseg.io/v1
+kind: Workload
+metadata: { name: 1e3 }
+spec: { cgroup: /, unit: a.service, user: 0, container: { image: "a@sha256:0" }, pod: { labels: { a: 0x1 } }, addresses: ["::1", 192.0.2.1] }
+---
+apiVersion: ztseg.io/v1
+kind: Workload
+metadata: { name: true-1 }
+spec: { interface: 7, addresses: [] }
 ---
 kind: List
 items:
@@ -195,6 +210,8 @@ fn what_is_bad_in_itself_is_refused() {
         ("document-without-kind", ""),
         ("group-fields", "/spec/addressGroups/home"),
         ("later-kinds", "/kind"),
+        ("match-attributes", "/spec/segments/web/match/0/container"),
+        ("workload", "/spec"),
         ("match-empty-entry", "/spec/segments/web/match/0"),
         ("match-nothing-can", "/spec/segments/web/match/1"),
         ("match-unknown-field", "/spec/segments/web/match/0"),
@@ -236,6 +253,10 @@ fn fields_are_those_of_the_parser() {
     let shapes = [
         ("list", LIST.fields),
         ("segmentPolicy", DOCUMENT.fields),
+        ("workload", DOCUMENT.fields),
+        ("workloadSpec", workload::SPEC.fields),
+        ("container", attributes::CONTAINER.fields),
+        ("pod", attributes::POD.fields),
         ("metadata", METADATA.fields),
         ("spec", SPEC.fields),
         ("segment", segment::SEGMENT.fields),
@@ -284,14 +305,17 @@ fn kinds_and_their_versions_are_those_of_the_parser() {
     let schema = schema();
     let validator = validator(jsonschema::Draft::Draft202012);
     let kinds = || KINDS.iter().map(|(name, version, _)| (*name, *version));
-    let all = || kinds().chain([(KIND, API_VERSION)]);
+    let all = || kinds().chain([(KIND, API_VERSION), (workload::KIND, API_VERSION)]);
     let listed = |field: &str| listed(&schema, &format!("/$defs/document/properties/{field}/enum"));
     assert_eq!(listed("kind"), words(all().map(|(kind, _)| kind)));
     assert_eq!(listed("apiVersion"), words(all().map(|(_, version)| version)));
     for (kind, right) in all() {
         for (_, version) in all() {
+            // What a workload cannot be without is nothing that a policy has.
+            let spec =
+                if kind == workload::KIND { json!({ "unit": "a.service" }) } else { json!({}) };
             let document = json!({
-                "apiVersion": version, "kind": kind, "metadata": { "name": "x" }, "spec": {},
+                "apiVersion": version, "kind": kind, "metadata": { "name": "x" }, "spec": spec,
             });
             let accepted = validator.is_valid(&document);
             assert_eq!(accepted, version == right, "{kind} {version}");
