@@ -1,4 +1,5 @@
-//! Every example in `docs` loads, its tests hold, and the commands below it print what is there.
+//! Every example in `docs` loads, its tests hold, and the commands below it print what is there; every
+//! link leads somewhere.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -91,10 +92,12 @@ fn commands_print_what_is_below_them() {
     for page in pages() {
         let folder = tempfile::tempdir().expect("a folder");
         for block in blocks(&page) {
-            let name = block.text.strip_prefix("# ").and_then(|text| text.lines().next());
+            let first = block.text.lines().next().and_then(|line| line.strip_prefix("# "));
+            let name = first.and_then(|line| line.strip_suffix(".yaml"));
             match (block.language.as_str(), name) {
-                ("yaml", Some(name)) if name.ends_with(".yaml") => {
-                    std::fs::write(folder.path().join(name), &block.text).expect("written");
+                ("yaml", Some(name)) => {
+                    let file = folder.path().join(format!("{name}.yaml"));
+                    std::fs::write(file, &block.text).expect("written");
                 }
                 ("console", _) => {
                     let found = printed(&block, folder.path());
@@ -106,4 +109,46 @@ fn commands_print_what_is_below_them() {
         }
     }
     assert!(count >= 5, "only {count} blocks of commands");
+}
+
+/// The links of a page to files of the repository, with their lines.
+fn links(page: &str) -> Vec<(usize, String)> {
+    let link = |(line, text): (usize, &str)| {
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        let here = targets.filter(|target| !target.contains("://"));
+        here.map(|target| (line, target.to_owned())).collect::<Vec<_>>()
+    };
+    (1..).zip(page.lines()).flat_map(link).collect()
+}
+
+/// What a heading is called in a link.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut count = 0;
+    for page in pages().into_iter().chain(["README.md", "ARCHITECTURE.md"].map(|p| root.join(p))) {
+        let text = std::fs::read_to_string(&page).expect("UTF-8");
+        for (line, link) in links(&text) {
+            let (path, heading) = link.split_once('#').unwrap_or((&link, ""));
+            let target = match path {
+                "" => page.clone(),
+                path => page.parent().expect("a folder").join(path),
+            };
+            let place = format!("{}:{line}: {link}", page.display());
+            assert!(target.exists(), "{place}: there is no such file");
+            if !heading.is_empty() {
+                let target = std::fs::read_to_string(&target).expect("UTF-8");
+                let headings = target.lines().filter(|line| line.starts_with('#'));
+                let mut anchors = headings.map(|line| anchor(line.trim_start_matches('#').trim()));
+                assert!(anchors.any(|found| found == heading), "{place}: no such heading");
+            }
+            count += 1;
+        }
+    }
+    assert!(count >= 20, "only {count} links");
 }

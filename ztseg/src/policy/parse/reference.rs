@@ -70,8 +70,9 @@ fn examples() -> Vec<Example> {
                     all.push('\n');
                 }
                 (None, text) => {
-                    let asked = question(text).zip(examples.last_mut());
-                    asked.into_iter().for_each(|(asked, last)| last.questions.push(asked));
+                    if let Some((asked, last)) = question(text).zip(examples.last_mut()) {
+                        last.questions.push(asked);
+                    }
                 }
             }
         }
@@ -126,7 +127,9 @@ fn inside(kind: &str, field: &str) -> Inside {
 fn walk(node: &Node, what: &Inside, at: &mut Vec<usize>, each: &mut impl FnMut(String, &[usize])) {
     let mut into = |number: usize, name: Option<String>, node: &Node, what: &Inside| {
         at.push(number);
-        name.into_iter().for_each(|name| each(name, at));
+        if let Some(name) = name {
+            each(name, at);
+        }
         walk(node, what, at, each);
         at.pop();
     };
@@ -249,7 +252,7 @@ fn written(node: &Node) -> String {
     }
 }
 
-/// What an example comes to; `None` where it does not load.
+/// What an example comes to.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
     /// Each test, and whether it holds.
@@ -259,6 +262,7 @@ struct Outcome {
     segments: Vec<Vec<String>>,
 }
 
+/// `None` where it does not load.
 fn outcome(documents: &[Node], questions: &[Question]) -> Option<Outcome> {
     let text: Vec<_> = documents.iter().map(written).collect();
     let source = Source { name: "example".into(), text: text.join("\n---\n").into() };
