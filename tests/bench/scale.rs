@@ -55,7 +55,7 @@ pub(crate) fn child(rules: &str) -> Result<()> {
     let parsed = parse::parse(&sources, &mut found);
     let parse_ms = milliseconds(start);
     let start = Instant::now();
-    let (resolved, ..) = resolve::resolve(&parsed, &sources, &mut found);
+    let resolved = resolve::resolve(&parsed, &sources, &mut found).resolved;
     let resolve_ms = milliseconds(start);
     ensure!(found.is_empty(), "{} errors, the first: {:?}", found.len(), found.first());
     let memberships = memberships(rules);

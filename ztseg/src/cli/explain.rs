@@ -1,5 +1,6 @@
 //! `ztseg explain`
 
+use std::cell::RefCell;
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use super::{Agent, Failure, output, settings};
 use crate::config::Config;
 use crate::explain::place::Places;
 use crate::explain::{Answer, Asked, EndExplanation, Explanation, Question, explain};
+use crate::image::Image;
 use crate::inventory::Inventory;
 use crate::policy::compile::for_questions;
 use crate::policy::{Loaded, load};
@@ -20,8 +22,9 @@ use crate::present;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 An end is a segment (a workload that is in it alone), a cgroup's path below the cgroup root \
-(/shop.slice/web.service), `host`, `interface:NAME`, a pod as NAMESPACE/NAME, or an address. Where \
-a policy names addresses, the one that a workload uses is written behind it: web@192.0.2.7.
+(/shop.slice/web.service), `host`, `interface:NAME`, a pod as NAMESPACE/NAME, a described workload \
+as workload:NAME, or an address. Where a policy names addresses, the one that a workload uses is \
+written behind it: web@192.0.2.7.
 
   ztseg explain web db tcp/5432                      by the agent, on its policy in force
   ztseg explain -f policies web 192.0.2.7 udp/53     offline, on files")]
@@ -101,6 +104,9 @@ struct Offline {
     loaded: Loaded,
     inventory: Inventory,
     now: Timestamp,
+    /// With classes for all that was asked about: of ten thousand questions most are about the same
+    /// few workloads, and a large policy takes seconds to compile.
+    image: RefCell<Option<Image>>,
 }
 
 impl Offline {
@@ -115,15 +121,25 @@ impl Offline {
         loaded.add_failsafe(&config.failsafe);
         let mut inventory = Inventory::new();
         inventory.set_policy(&loaded.resolved);
-        Ok(Self { loaded, inventory, now: at.unwrap_or_else(Timestamp::now) })
+        let (now, image) = (at.unwrap_or_else(Timestamp::now), RefCell::new(None));
+        Ok(Self { loaded, inventory, now, image })
     }
 
     fn ask(&self, question: &Question) -> Result<Explanation, String> {
         let Loaded { resolved, pods, workloads, .. } = &self.loaded;
         let places = Places { resolved, inventory: &self.inventory, pods, workloads };
         let asked = Asked::new(&places, question)?;
-        let image = for_questions(resolved, asked.sets()).map_err(|e| e.to_string())?;
-        explain(resolved, &image, self.now, &asked)
+        let mut image = self.image.borrow_mut();
+        let compiled = match image.take() {
+            Some(known) if asked.sets().all(|set| known.classes.contains_key(set)) => known,
+            known => {
+                let known = known.iter().flat_map(|image| image.classes.keys());
+                let sets = known.chain(asked.sets()).chain(self.loaded.sets());
+                for_questions(resolved, sets).map_err(|e| e.to_string())?
+            }
+        };
+        let image = image.insert(compiled);
+        explain(resolved, image, self.now, &asked)
             .ok_or_else(|| "the policy has no classes for these workloads".to_owned())
     }
 }

@@ -1,8 +1,10 @@
 use std::collections::BTreeMap;
 
+use super::facts::{ContainerFacts, PodFacts, WorkloadFacts};
 use super::*;
 use crate::policy::failsafe::Failsafe;
 use crate::policy::generate::{seed, seeded};
+use crate::policy::resolved::{ContainerMatch, PodMatch};
 use crate::policy::resolved::{Isolation, Segment, SegmentId, Selector};
 use crate::policy::source::Position;
 
@@ -213,4 +215,84 @@ fn a_cgroup_belongs_to_the_nearest_workload_above_it() {
     assert_eq!(owners(&[1, 3]), [(1, 1), (2, 1), (3, 3), (4, 3), (5, 1), (6, 1)]);
     // `/ab` is not below `/a`; and what lies too deep for the programs is none.
     assert_eq!(owners(&[2, 6]), [(2, 2), (3, 2), (4, 2), (6, 2)]);
+}
+
+/// A workload that is a container in a pod, of this user and at this path.
+fn described(path: Option<&str>, user: Option<&str>, labels: &[(&str, &str)]) -> WorkloadFacts {
+    let labels: BTreeMap<_, _> =
+        labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    WorkloadFacts {
+        cgroup: path.map(str::to_owned),
+        user: user.map(str::to_owned),
+        container: Some(ContainerFacts {
+            name: Some("web-1".into()),
+            image: Some("registry.example/web:1.2".into()),
+            labels: labels.clone(),
+        }),
+        pod: Some(PodFacts {
+            namespace: Some("shop".into()),
+            labels,
+            service_account: Some("default".into()),
+        }),
+        ..WorkloadFacts::default()
+    }
+}
+
+#[test]
+fn a_workload_is_found_by_what_runs_it() {
+    let labels = |list: &[(&str, &str)]| -> BTreeMap<String, String> {
+        list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    };
+    let container = |container| Selector { container: Some(container), ..Selector::default() };
+    let pod = |pod| Selector { pod: Some(pod), ..Selector::default() };
+    let text = |t: &str| Some(t.to_owned());
+    let list = vec![
+        container(ContainerMatch { name: text("web-*"), ..Default::default() }),
+        container(ContainerMatch { name: text("web-2"), ..Default::default() }),
+        container(ContainerMatch { image: text("registry.example/web:*"), ..Default::default() }),
+        container(ContainerMatch { name: text("web-1"), image: text("*:2"), ..Default::default() }),
+        container(ContainerMatch {
+            labels: labels(&[("tier", "front"), ("app", "web")]),
+            ..Default::default()
+        }),
+        pod(PodMatch { namespace: text("shop"), ..Default::default() }),
+        pod(PodMatch {
+            namespace: text("sh*"),
+            labels: labels(&[("app", "db")]),
+            ..Default::default()
+        }),
+        pod(PodMatch { service_account: text("def*"), ..Default::default() }),
+        Selector { user: text("33"), ..Selector::default() },
+        Selector {
+            cgroup: text("/pods/*"),
+            user: text("33"),
+            ..pod(PodMatch { namespace: text("shop"), ..Default::default() })
+        },
+        Selector { user: text("33"), host: true, ..Selector::default() },
+        Selector { unit: text("*"), user: text("33"), ..Selector::default() },
+    ];
+    let mut inventory = Inventory::new();
+    inventory.set_policy(&policy(list));
+    let of = |facts: &WorkloadFacts| -> Vec<u32> {
+        inventory.described(facts).into_iter().map(|id| id.0).collect()
+    };
+    assert_eq!(of(&described(None, None, &[])), [0, 2, 5, 7]);
+    assert_eq!(of(&described(None, None, &[("app", "db"), ("tier", "front")])), [0, 2, 5, 6, 7]);
+    assert_eq!(of(&described(None, None, &[("app", "web"), ("tier", "front")])), [0, 2, 4, 5, 7]);
+    assert_eq!(of(&described(Some("/pods/1/c"), Some("33"), &[])), [0, 2, 5, 7, 8, 9]);
+    assert_eq!(of(&described(Some("/other/1"), Some("33"), &[])), [0, 2, 5, 7, 8]);
+    // A user's process is in its unit, and else on the host.
+    let user = |path: &str| WorkloadFacts {
+        container: None,
+        pod: None,
+        ..described(Some(path), Some("33"), &[])
+    };
+    assert_eq!(of(&user("/nothing/here")), [8, 10]);
+    assert_eq!(of(&user("/")), [8, 10]);
+    assert_eq!(of(&user("/system.slice/a.service/below")), [8, 11]);
+    let unit = WorkloadFacts { unit: text("a.service"), user: text("33"), ..Default::default() };
+    assert_eq!(of(&unit), [8, 11]);
+    // Nothing of this is known of cgroups that the kernel tells of.
+    assert_eq!(inventory.owner_of("/pods/1").1.len(), 0);
+    assert_eq!(inventory.interface("tap0").len(), 0);
 }

@@ -80,11 +80,11 @@ pub fn resolve(parsed: &Parsed, sources: &[Source], out: &mut Vec<Diagnostic>) -
         for (action, kind, list) in lists(policy) {
             let order = Order::of_segment_policy(policy, action);
             for (place, rule) in (1..).zip(list) {
-                let resolved = resolver.rule(policy, rule, &rule_name(rule, kind, place), action);
-                resolver.named_ports(rule, &resolved, &segments[..own]);
+                let whole = resolver.rule(policy, rule, &rule_name(rule, kind, place), action);
+                resolver.named_ports(rule, &whole, &segments[..own]);
                 let ports = rule.ports.iter().map(|port| &port.value);
-                let parts = named_ports.rules(resolved, ports, &segments);
-                rules.extend(parts.into_iter().map(|part| (order, part)));
+                let by_number = named_ports.rules(whole, ports, &segments);
+                rules.extend(by_number.into_iter().map(|rule| (order, rule)));
             }
         }
         tests.extend(policy.tests.iter().filter_map(|test| resolver.test(test)));

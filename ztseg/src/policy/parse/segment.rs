@@ -88,16 +88,14 @@ fn matches(cx: &mut Context<'_>, node: &Node, segment: &mut Segment) {
             cx.error(item.span, "this `match` entry is empty", help);
             continue;
         }
-        match fields.get("addresses") {
-            Some(node) => addresses(cx, &fields, node, segment),
-            None => {
-                let keys = ["container", "pod", "user"].into_iter();
-                let asked = keys.filter_map(|field| Some((field, fields.key(field)?)));
-                let offline = asked.map(|(f, key)| Spanned::new(Offline::Match(f), key.span));
-                segment.offline.extend(offline);
-                segment.selectors.extend(workloads(cx, &fields, item));
-            }
+        if let Some(node) = fields.get("addresses") {
+            addresses(cx, &fields, node, segment);
+            continue;
         }
+        let asked = ["container", "pod", "user"].into_iter();
+        let asked = asked.filter_map(|field| Some((field, fields.key(field)?)));
+        segment.offline.extend(asked.map(|(f, key)| Spanned::new(Offline::Match(f), key.span)));
+        segment.selectors.extend(workloads(cx, &fields, item));
     }
 }
 

@@ -18,6 +18,9 @@ pub(super) fn place(
     pods: &mut [PlacedPod],
     workloads: &[model::Workload],
 ) -> Vec<PlacedWorkload> {
+    if cluster.pods.is_empty() && workloads.is_empty() {
+        return Vec::new();
+    }
     let mut inventory = Inventory::new();
     inventory.set_policy(&Resolved { segments: segments.to_vec(), ..Resolved::default() });
     let own: Vec<SegmentSet> =

@@ -280,3 +280,90 @@ spec:
     assert_eq!(cidrs(4), ["198.51.100.0/24", "192.0.2.0/24"]);
     assert_eq!(cidrs(5), ["192.0.2.0/24", "203.0.113.1/32"]);
 }
+
+const PODS: &str = "
+apiVersion: v1
+kind: Pod
+metadata: { name: web-0, namespace: shop, labels: { app: web } }
+spec: { serviceAccountName: front, containers: [ { ports: [ { name: http, containerPort: 8080 } ] } ] }
+status: { podIPs: [ { ip: 10.0.0.1 } ] }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: web-1, namespace: shop, labels: { app: web } }
+spec: { containers: [ { ports: [ { name: http, containerPort: 80 }, { name: http, containerPort: 80, protocol: UDP } ] } ] }
+status: { podIPs: [ { ip: 10.0.0.2 } ] }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: agent, namespace: shop }
+spec: { hostNetwork: true, containers: [ { ports: [ { name: http, containerPort: 9090 } ] } ] }
+status: { podIPs: [ { ip: 192.0.2.1 } ] }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: other, namespace: lab }
+spec: { hostNetwork: true }
+status: { podIPs: [ { ip: 192.0.2.1 } ] }
+---
+apiVersion: ztseg.io/v1
+kind: Workload
+metadata: { name: runner }
+spec: { cgroup: /ci/runner, addresses: [10.0.0.9] }
+---
+apiVersion: ztseg.io/v1
+kind: SegmentPolicy
+metadata: { name: p }
+spec:
+  segments:
+    web: { match: [ { pod: { labels: { app: web } } } ] }
+    front: { isolation: [], match: [ { pod: { serviceAccount: front } } ] }
+    shop: { isolation: [], match: [ { pod: { namespace: shop } } ] }
+    ci: { match: [ { cgroup: /ci } ] }
+  allow:
+    - { name: to-web, from: ci, to: web, ports: [tcp/http, tcp/22] }
+    - { name: to-shop, from: ci, to: shop, ports: [tcp/http] }
+    - { name: to-nobody, from: ci, to: shop, ports: [tcp/htpp] }
+  tests:
+    - { allow: runner -> shop/web-0 tcp/8080 }
+    - { deny: runner -> shop/web-0 tcp/80 }
+    - { allow: workload:runner -> shop/web-1 tcp/80 }
+    - { deny: runner -> shop/web-1 udp/80 }
+    - { allow: runner -> shop/web-1 tcp/22 }
+    - { allow: runner -> shop/agent tcp/9090 }
+    - { deny: runner -> shop/agent tcp/22 }
+    - { allow: ci -> 10.0.0.1 tcp/8080 }
+    - { deny: ci -> 10.0.0.1 tcp/80 }
+    - { allow: 10.0.0.9 -> shop/web-0 tcp/8080 }
+    - { deny: 192.0.2.1 -> shop/web-0 tcp/8080 }
+";
+
+#[test]
+fn pods_are_in_the_segments_that_ask_for_them() {
+    let source = Source { name: "p".into(), text: PODS.into() };
+    let loaded = load(std::slice::from_ref(&source)).unwrap_or_else(|e| panic!("{e}"));
+    let names = |pod: usize| {
+        let set = loaded.pods[pod].segments.as_ref()?;
+        Some(loaded.resolved.names(set).join(" "))
+    };
+    // What two rules need of the same pods is one segment; a port's protocol is its own.
+    let (first, second) = ("pods:web:http=tcp/8080", "pods:web:http=tcp/80");
+    assert_eq!(names(0).as_deref(), Some(&*format!("web front shop {first}")));
+    assert_eq!(names(1).as_deref(), Some(&*format!("web shop {second}")));
+    assert_eq!(names(2).as_deref(), Some("shop pods:shop:http=tcp/9090"));
+    // One of its node's network is a workload where a segment names it.
+    assert_eq!(names(3), None);
+    let addresses = |name: &str| {
+        let segment = loaded.resolved.segments.iter().find(|s| s.name == name).expect(name);
+        segment.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(addresses("shop"), "10.0.0.1/32 10.0.0.2/32");
+    assert_eq!(addresses("ci"), "10.0.0.9/32");
+    assert_eq!(addresses(second), "10.0.0.2/32");
+    assert_eq!(addresses("pods:shop:http=tcp/9090"), "");
+    let rules: Vec<_> = loaded.resolved.rules.iter().map(|r| (&*r.name, r.ports.len())).collect();
+    let (web, shop, nobody) = ("p/to-web", "p/to-shop", "p/to-nobody");
+    assert_eq!(rules, [(web, 1), (web, 1), (web, 1), (shop, 1), (shop, 1), (shop, 1), (nobody, 1)]);
+    let found = crate::check::check(&loaded, jiff::Timestamp::UNIX_EPOCH).expect("compiles");
+    assert_eq!(found.to_string(), "");
+}
