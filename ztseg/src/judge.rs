@@ -211,7 +211,15 @@ impl fmt::Display for EndJudgement<'_> {
                 write!(f, ": no rule matches, and no segment of this workload isolates {direction}")
             }
             (None, reason) => write!(f, ": {}", reason.name()),
+        }?;
+        // A denial is reported in any case.
+        if self.decision.log && self.decision.verdict == Verdict::Allow {
+            f.write_str("; it is reported (`log`)")?;
         }
+        if self.decision.reject {
+            f.write_str("; who asks is told at once (`reject`)")?;
+        }
+        Ok(())
     }
 }
 
@@ -364,6 +372,31 @@ mod tests {
             (elsewhere("198.51.100.1"), elsewhere("198.51.100.2"), Verdict::Allow, ""),
         ] {
             assert_eq!(says(from, to), (verdict, text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn who_is_told_is_said() {
+        let mut resolved = policy();
+        for rule in &mut resolved.rules {
+            rule.log = true;
+            rule.reject = rule.action == Action::Deny;
+        }
+        let image = image(&resolved, &[]);
+        for (from, text) in [
+            (
+                "192.0.2.1",
+                "ingress allowed by rule shop/web-to-db (shop.yaml:9:7); it is reported (`log`)",
+            ),
+            (
+                "192.0.2.66",
+                "ingress denied by rule shop/no-guest (shop.yaml:9:7); who asks is told at once \
+                 (`reject`)",
+            ),
+        ] {
+            let judgement = judge(&resolved, &image, NOW, &flow(elsewhere(from), local(DB)));
+            let ingress = judgement.and_then(|judgement| judgement.ingress).unwrap();
+            assert_eq!(ingress.to_string(), text);
         }
     }
 

@@ -162,6 +162,12 @@ pub struct EndExplanation {
     pub verdict: Answer,
     /// It passes here, and would be denied if every policy enforced.
     pub audit: bool,
+    /// The rule that allows it asks for a report of that.
+    #[serde(default)]
+    pub log: bool,
+    /// The rule or the isolation that denies it asks for an answer to that.
+    #[serde(default)]
+    pub reject: bool,
     /// The name of the reason ([`ztseg_common::verdict::Reason::name`]).
     pub reason: String,
     /// The rule that decided; with `audit` the one that would deny.
@@ -201,6 +207,8 @@ pub fn explain(
         Some(EndExplanation {
             verdict: judged.decision.verdict.into(),
             audit: judged.decision.audit,
+            log: judged.decision.log,
+            reject: judged.decision.reject,
             reason: judged.decision.reason.name().into(),
             rule: judged.rule.map(|rule| rule.name.clone()),
             position: judged.rule.map(|rule| rule.position.to_string()),

@@ -102,9 +102,13 @@ impl Places<'_> {
         if let Ok(address) = text.parse::<IpAddr>() {
             return Ok(self.address(text, address.to_canonical()));
         }
+        // Units have an `@` in their names, too: /system.slice/getty@tty1.service
+        let is_meant =
+            |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit() || matches!(b, b'.' | b':'));
         let (name, address) = match text.rsplit_once('@') {
             Some((name, address)) => match address.parse::<IpAddr>() {
                 Ok(address) => (name, Some(address.to_canonical())),
+                Err(_) if name.starts_with('/') && !is_meant(address) => (text, None),
                 Err(_) => return Err(format!("{} is not an address", quote(address))),
             },
             None => (text, None),

@@ -6,6 +6,8 @@ pub(crate) mod network;
 mod order;
 pub(crate) mod port;
 pub(crate) mod reader;
+#[cfg(test)]
+mod reference;
 mod rule;
 pub mod schema;
 mod segment;

@@ -18,7 +18,7 @@ pub(super) struct PortError {
     pub(super) help: String,
 }
 
-const PROTOCOLS: [(&str, u8); 5] = [
+pub(super) const PROTOCOLS: [(&str, u8); 5] = [
     ("tcp", proto::TCP),
     ("udp", proto::UDP),
     ("sctp", proto::SCTP),

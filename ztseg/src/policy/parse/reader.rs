@@ -71,6 +71,11 @@ impl Context<'_> {
             self.error(node.span, format!("{what} is empty"), &format!("write {example}"));
             return None;
         }
+        if text.contains('\n') {
+            let message = format!("{what} has a line break in it");
+            self.error(node.span, message, "write it in one line; `>-` makes one of several");
+            return None;
+        }
         if text.chars().any(char::is_control) {
             let message = format!("{what} {} has control characters", quote(text));
             self.error(node.span, message, "remove them");
