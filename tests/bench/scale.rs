@@ -47,9 +47,8 @@ struct Cost {
 /// Compiles a policy of so many rules and says what that costs.
 pub(crate) fn child(rules: &str) -> Result<()> {
     let rules: u32 = rules.parse().context("the number of rules")?;
-    let source = source(rules);
-    let text = source.text.len();
-    let sources = [source];
+    let sources = sources(rules);
+    let text = sources.iter().map(|source| source.text.len()).sum();
     let mut found = Vec::new();
     let start = Instant::now();
     let parsed = parse::parse(&sources, &mut found);
@@ -127,7 +126,7 @@ fn compiled_elsewhere(rules: u32) -> Result<Cost> {
 /// What one change of the largest policy costs.
 fn changes(stage: &mut Stage, plan: &Plan) -> Result<Vec<Figure>> {
     let rules = SIZES[SIZES.len() - 1];
-    let sources = [source(rules)];
+    let sources = sources(rules);
     let loaded = ztseg::policy::load(&sources).map_err(|e| anyhow!("{}", e.render(false)))?;
     let mut resolved = loaded.resolved;
     let memberships = memberships(rules);
@@ -182,53 +181,57 @@ fn committed(datapath: &mut Datapath, image: &Image) -> Result<f64> {
 }
 
 /// Every tenth rule has another kind of peer. Two addresses for each rule: eight in ten of them in
-/// segments and address groups.
-fn source(rules: u32) -> Source {
+/// segments and address groups. As teams write it: a file for each thousand rules.
+fn sources(rules: u32) -> Vec<Source> {
     let mut rng = generate::seeded(1, rules.into());
     let segments = rules / 10;
-    let groups = (rules / 1000).max(1);
+    let files = (rules / 1000).max(1);
     // Private, then whatever comes after; /24 from another part.
     let mut host = (0x0a00_0000u32..).map(|n| Ipv4Addr::from(n).to_string());
     let mut network = (0u32..).map(|n| format!("{}/24", Ipv4Addr::from(0xac10_0000 + (n << 8))));
-    let mut text = String::from(
-        "apiVersion: ztseg.io/v1\nkind: SegmentPolicy\nmetadata: { name: scale }\nspec:\n  segments:\n",
-    );
-    let mut line = |args: std::fmt::Arguments<'_>| {
-        // A `String` takes everything.
-        let _ = text.write_fmt(args);
-    };
-    for i in 0..segments {
-        let own = host.by_ref().take(8).collect::<Vec<_>>().join(", ");
-        line(format_args!(
-            "    s{i}: {{ match: [{{ cgroup: /s{i} }}, {{ addresses: [{own}] }}] }}\n"
-        ));
-    }
-    line(format_args!("  addressGroups:\n"));
-    for i in 0..groups {
+    let file = |file: u32| {
+        let share = |all: u32| all / files * file..all / files * (file + 1);
+        let mut text = format!(
+            "apiVersion: ztseg.io/v1\nkind: SegmentPolicy\nmetadata: {{ name: scale-{file} }}\nspec:\n  segments:\n"
+        );
+        let mut line = |args: std::fmt::Arguments<'_>| {
+            // A `String` takes everything.
+            let _ = text.write_fmt(args);
+        };
+        for i in share(segments) {
+            let own = host.by_ref().take(8).collect::<Vec<_>>().join(", ");
+            line(format_args!(
+                "    s{i}: {{ match: [{{ cgroup: /s{i} }}, {{ addresses: [{own}] }}] }}\n"
+            ));
+        }
         let mut own = host.by_ref().take(600).collect::<Vec<_>>();
         own.extend(network.by_ref().take(200));
-        line(format_args!("    g{i}: {{ cidrs: [{}] }}\n", own.join(", ")));
-    }
-    line(format_args!("  allow:\n"));
-    for i in 0..rules {
-        let mut segment = || format!("s{}", rng.u32(0..segments));
-        let from = match i % 10 {
-            0 => format!("[{}]", host.by_ref().take(4).collect::<Vec<_>>().join(", ")),
-            1 => format!("g{}", (i / 10) % groups),
-            2 => format!("[{}, {}, {}]", segment(), segment(), segment()),
-            3 => "any".to_owned(),
-            _ => segment(),
-        };
-        let to = segment();
-        let port = 1 + rng.u16(0..300);
-        let ports = match i % 20 {
-            4 => format!("tcp/{}-{}", port * 100, port * 100 + 99),
-            5 => format!("tcp/{port}, udp/{port}"),
-            _ => format!("tcp/{port}"),
-        };
-        line(format_args!("    - {{ name: r{i}, from: {from}, to: {to}, ports: [{ports}] }}\n"));
-    }
-    Source { name: "scale.yaml".into(), text: text.into() }
+        line(format_args!("  addressGroups:\n"));
+        line(format_args!("    g{file}: {{ cidrs: [{}] }}\n", own.join(", ")));
+        line(format_args!("  allow:\n"));
+        for i in share(rules) {
+            let mut segment = || format!("s{}", rng.u32(0..segments));
+            let from = match i % 10 {
+                0 => format!("[{}]", host.by_ref().take(4).collect::<Vec<_>>().join(", ")),
+                1 => format!("g{}", (i / 10) % files),
+                2 => format!("[{}, {}, {}]", segment(), segment(), segment()),
+                3 => "any".to_owned(),
+                _ => segment(),
+            };
+            let to = segment();
+            let port = 1 + rng.u16(0..300);
+            let ports = match i % 20 {
+                4 => format!("tcp/{}-{}", port * 100, port * 100 + 99),
+                5 => format!("tcp/{port}, udp/{port}"),
+                _ => format!("tcp/{port}"),
+            };
+            line(format_args!(
+                "    - {{ name: r{i}, from: {from}, to: {to}, ports: [{ports}] }}\n"
+            ));
+        }
+        Source { name: format!("scale-{file}.yaml").into(), text: text.into() }
+    };
+    (0..files).map(file).collect()
 }
 
 /// A cgroup in each segment.

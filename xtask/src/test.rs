@@ -1,8 +1,10 @@
 //! `cargo xtask test`: all tests, added up.
 
 use std::fs;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -101,6 +103,11 @@ fn kernel(workspace: &Workspace, built: &Built, args: &[String]) -> Result<Tally
 pub(crate) fn kernel_here(workspace: &Workspace, built: &Built, args: &[String]) -> Result<Tally> {
     setup::test_tools(workspace)?;
     let mut tests = Command::new(&built.tests);
+    if !args.iter().any(|arg| arg.starts_with("--test-threads")) {
+        // They wait for packets, timers and agents three quarters of their time.
+        let threads = 2 * thread::available_parallelism().map_or(1, NonZero::get);
+        tests.args(["--test-threads", &threads.to_string()]);
+    }
     tests
         .args(args)
         .current_dir(workspace.root())

@@ -83,8 +83,8 @@ pub(in crate::policy) mod fields {
 pub fn parse(sources: &[Source], out: &mut Vec<Diagnostic>) -> Parsed {
     let mut parsed = Parsed { complete: true, ..Parsed::default() };
     let mut kubernetes = Reader::default();
-    for (file, source) in (0u32..).zip(sources) {
-        let documents = yaml::read(source, file, out);
+    for (source, documents, found) in yaml::read_all(sources) {
+        out.extend(found);
         parsed.complete &= documents.complete;
         let mut cx = Context { source, out };
         let documents = documents.list.iter().flat_map(|node| entries(&mut cx, node));

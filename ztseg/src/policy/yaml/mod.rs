@@ -6,6 +6,7 @@
 
 mod build;
 mod places;
+mod side_by_side;
 mod text;
 
 use saphyr_parser::{Parser, Span as YamlSpan};
@@ -14,6 +15,7 @@ use super::diagnostic::{Diagnostic, Span};
 use super::source::Source;
 use build::{Builder, Stop};
 use places::Places;
+pub use side_by_side::read_all;
 pub use text::decode;
 use text::{syntax_error, unprintable};
 
