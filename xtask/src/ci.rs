@@ -183,7 +183,8 @@ fn dependencies(workspace: &Workspace) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// What all ended children have taken of the processors: `cutime` and `cstime` of proc_pid_stat(5).
+/// What all ended children have taken of the processors: `cutime` and `cstime` of
+/// `proc_pid_stat(5)`.
 /// Zero where it cannot be read; it only tells why a stage takes long.
 fn processor_time() -> Duration {
     // `USER_HZ` is 100 on every architecture that Rust's tier 1 and 2 have.
