@@ -2,8 +2,7 @@
 //! it does nothing.
 //!
 //! Each is left out in turn, or made to say what the example does not mean. Something must be
-//! otherwise then: a test's result, the answer to a question that stands below the example, or the
-//! segments of a workload.
+//! otherwise then: a test's result, or the answer to a question that stands below the example.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,12 +13,11 @@ use super::attributes::{CONTAINER, POD};
 use super::order::MAX_PRIORITY;
 use super::port::PROTOCOLS;
 use super::segment::{GROUP, MATCH, SEGMENT};
-use super::{DOCUMENT, KIND, METADATA, SPEC, icmp, rule, test};
+use super::{DOCUMENT, KIND, METADATA, SPEC, icmp, rule, test, workload};
 use crate::check;
 use crate::explain::place::Places;
 use crate::explain::{Asked, Question, explain};
 use crate::inventory::Inventory;
-use crate::inventory::facts::{ContainerFacts, PodFacts, WorkloadFacts};
 use crate::policy::compile::for_questions;
 use crate::policy::diagnostic::Span;
 use crate::policy::source::Source;
@@ -38,6 +36,9 @@ const NEEDED: &[&str] = &[
     "spec.segments",
     "spec.addressGroups",
 ];
+
+/// Mappings that must say something; their fields often stand alone.
+const STANDS_ALONE: &[&str] = &["match.", "workload.spec."];
 
 /// An example of the reference.
 struct Example {
@@ -85,7 +86,18 @@ fn documents(text: &str) -> Vec<Node> {
     let source = Source { name: "example".into(), text: text.into() };
     let documents = yaml::read(&source, 0, &mut out);
     assert!(out.is_empty(), "{out:?}");
-    documents.list
+    documents.list.into_iter().flat_map(each).collect()
+}
+
+/// The documents in a document; those of a list are read as if each stood alone.
+fn each(document: Node) -> Vec<Node> {
+    if let Value::Mapping(entries) = &document.value
+        && let Some((_, node)) = entries.iter().find(|(key, _)| key.text == "items")
+        && let Value::List(items) = &node.value
+    {
+        return items.clone();
+    }
+    vec![document]
 }
 
 /// `$ ztseg explain -f FILE FROM TO SERVICE | …`
@@ -110,6 +122,7 @@ fn inside(kind: &str, field: &str) -> Inside {
     match (kind, field) {
         ("document", "metadata") => Inside::Fields("metadata"),
         ("document", "spec") => Inside::Fields("spec"),
+        ("workload", "spec") => Inside::Fields("workload.spec"),
         ("spec", "segments") => Inside::Named("segment"),
         ("spec", "addressGroups") => Inside::Named("addressGroup"),
         ("spec", "deny" | "allow" | "pass") => Inside::Each("rule"),
@@ -185,7 +198,7 @@ fn list(items: Vec<Node>) -> Node {
     Node { value: Value::List(items), span: Span::default() }
 }
 
-/// A `match` entry of a cgroup that no question is about.
+/// A field of a cgroup that no test and no question is about.
 fn nothing() -> (Key, Node) {
     (Key { text: "cgroup".into(), span: Span::default() }, scalar("/nothing-there"))
 }
@@ -225,7 +238,7 @@ fn without(document: &Node, field: &str, at: &[usize]) -> Node {
             (None, "test.deny") => entries[last].0.text = "allow".to_owned(),
             (None, _) => {
                 entries.remove(last);
-                if entries.is_empty() && field.starts_with("match.") {
+                if entries.is_empty() && STANDS_ALONE.iter().any(|kind| field.starts_with(kind)) {
                     entries.push(nothing());
                 }
             }
@@ -258,8 +271,6 @@ struct Outcome {
     /// Each test, and whether it holds.
     tests: Vec<(String, bool)>,
     answers: Vec<String>,
-    /// The segments of each of [`workloads`].
-    segments: Vec<Vec<String>>,
 }
 
 /// `None` where it does not load.
@@ -291,51 +302,7 @@ fn outcome(documents: &[Node], questions: &[Question]) -> Option<Outcome> {
         });
         format!("{said:?}")
     };
-    let segments = |(facts, _): (WorkloadFacts, _)| resolved.names(&inventory.described(&facts));
-    Some(Outcome {
-        tests: tests.collect(),
-        answers: questions.iter().map(answer).collect(),
-        segments: workloads().into_iter().map(segments).collect(),
-    })
-}
-
-/// Workloads that no question can name, with their segments in the example that is about them.
-fn workloads() -> Vec<(WorkloadFacts, &'static [&'static str])> {
-    let labels = |key: &str, value: &str| [(key.to_owned(), value.to_owned())].into();
-    let container = |name: &str, image: &str, tier: &str| WorkloadFacts {
-        container: Some(ContainerFacts {
-            name: Some(name.into()),
-            image: Some(image.into()),
-            labels: labels("tier", tier),
-        }),
-        ..WorkloadFacts::default()
-    };
-    let pod = |namespace: &str, account: &str, app: &str| WorkloadFacts {
-        pod: Some(PodFacts {
-            namespace: Some(namespace.into()),
-            service_account: Some(account.into()),
-            labels: labels("app", app),
-        }),
-        ..WorkloadFacts::default()
-    };
-    let of_user = |user: &str, unit: &str| WorkloadFacts {
-        user: Some(user.into()),
-        unit: Some(unit.into()),
-        ..WorkloadFacts::default()
-    };
-    vec![
-        (container("web-1", "registry.example/web:1.2", "front"), &["front"]),
-        (container("api-1", "registry.example/web:1.2", "front"), &[]),
-        (container("web-1", "elsewhere.example/web:1.2", "front"), &[]),
-        (container("web-1", "registry.example/web:1.2", "back"), &[]),
-        (pod("shop-eu", "web", "web"), &["shop"]),
-        (pod("bank", "web", "web"), &[]),
-        (pod("shop-eu", "default", "web"), &[]),
-        (pod("shop-eu", "web", "api"), &[]),
-        (of_user("www-data", "php-fpm.service"), &["www"]),
-        (of_user("root", "php-fpm.service"), &[]),
-        (of_user("www-data", "cron.service"), &[]),
-    ]
+    Some(Outcome { tests: tests.collect(), answers: questions.iter().map(answer).collect() })
 }
 
 /// Every field that a policy can have, and every form of a port.
@@ -350,6 +317,7 @@ fn all() -> BTreeSet<String> {
         ("pod", POD.fields),
         ("addressGroup", GROUP.fields),
         ("rule", rule::FIELDS),
+        ("workload.spec", workload::SPEC.fields),
         ("test", test::SHAPE.fields),
     ];
     let named = |(kind, fields): (&str, &'static [&str])| {
@@ -360,7 +328,8 @@ fn all() -> BTreeSet<String> {
         let other = if icmp::types(*protocol).is_empty() { "N-N" } else { "NAME" };
         [(*name).to_owned(), format!("{name}/N"), format!("{name}/{other}")]
     });
-    shapes.into_iter().flat_map(named).chain(forms).chain(["any".to_owned()]).collect()
+    let others = ["any", "tcp/NAME"].map(str::to_owned);
+    shapes.into_iter().flat_map(named).chain(forms).chain(others).collect()
 }
 
 #[test]
@@ -370,11 +339,14 @@ fn every_field_and_form_is_missed_where_it_does_nothing() {
         let whole = outcome(&documents, &questions).unwrap_or_else(|| panic!("{place}: refused"));
         for (number, document) in documents.iter().enumerate() {
             let Value::Mapping(entries) = &document.value else { panic!("{place}: a mapping") };
-            if !entries.iter().any(|(key, node)| key.text == "kind" && text(node) == KIND) {
-                continue;
-            }
+            let kind = entries.iter().find(|(key, _)| key.text == "kind");
+            let what = match kind.map(|(_, node)| text(node)) {
+                Some(KIND) => Inside::Fields("document"),
+                Some(workload::KIND) => Inside::Fields("workload"),
+                _ => continue,
+            };
             let mut places = Vec::new();
-            walk(document, &Inside::Fields("document"), &mut Vec::new(), &mut |field, at| {
+            walk(document, &what, &mut Vec::new(), &mut |field, at| {
                 places.push((field, at.to_owned()));
             });
             for (field, at) in places {
@@ -400,19 +372,4 @@ fn every_field_and_form_is_missed_where_it_does_nothing() {
         not_missed, WITHOUT_EFFECT,
         "no example of docs notices when one of these is missing"
     );
-}
-
-#[test]
-fn containers_pods_and_users_are_in_their_segments() {
-    let examples = examples();
-    let is_about = |example: &&Example| {
-        let mut texts = example.documents.iter().map(written);
-        texts.any(|text| text.contains(r#""metadata": { "name": attributes }"#))
-    };
-    let Example { documents, questions, .. } =
-        examples.iter().find(is_about).expect("the example is there");
-    let outcome = outcome(documents, questions).expect("loads");
-    for ((facts, expected), segments) in workloads().into_iter().zip(outcome.segments) {
-        assert_eq!(segments, expected, "{facts:?}");
-    }
 }
