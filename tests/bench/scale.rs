@@ -11,13 +11,14 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use ztseg::clocks::Clocks;
-use ztseg::datapath::{Capacity, Datapath};
-use ztseg::image::Image;
+use ztseg::datapath::{AddressPut, Capacity, Datapath};
+use ztseg::image::{Image, SegmentSet};
 use ztseg::inventory::Membership;
 use ztseg::policy::compile::compile;
 use ztseg::policy::resolved::{Resolved, SegmentId};
 use ztseg::policy::source::Source;
 use ztseg::policy::{generate, parse, resolve};
+use ztseg_common::addr::Addr;
 
 use crate::Plan;
 use crate::figures::{Figure, Target, median, milliseconds};
@@ -150,27 +151,68 @@ fn changes(stage: &mut Stage, plan: &Plan) -> Result<Vec<Figure>> {
     }
     let bytes: u64 =
         datapath.maps()?.iter().filter(|m| m.name.contains('[')).map(|m| m.bytes).sum();
-    let workload = image.workloads.iter().next().map(|(key, workload)| (*key, *workload));
-    let (key, workload) = workload.context("the policy has no workload")?;
-    let mut one = Vec::new();
-    for _ in 0..plan.rounds {
-        datapath.remove_workload(key)?;
-        let start = Instant::now();
-        datapath.put_workload(key, None, workload)?;
-        one.push(milliseconds(start));
-    }
+    let in_force = build(&resolved)?;
+    committed(&mut datapath, &in_force)?;
     let setup = format!("{rules} rules, {} entries", image.entries.len());
     let figure = |what: &str, value, unit| Figure::new(what, &setup, value, unit);
     let limit = Some(Target::AtMost(250.0));
-    Ok(vec![
+    let mut figures = vec![
         figure("compile again", again, "ms"),
         figure("commit, the first", whole, "ms"),
         figure("commit, another port in one rule", median(&another_port), "ms").target(limit),
         figure("commit, one rule less", median(&one_less), "ms").target(limit),
-        figure("commit, one workload", median(&one), "ms").target(Some(Target::AtMost(5.0))),
         figure("kernel memory (memlock), both generations", mib(usize::try_from(bytes)?), "MiB")
             .target(Some(Target::AtMost(256.0))),
-    ])
+    ];
+    let changes = [
+        ("workload", one_workload(&mut datapath, &in_force)?),
+        ("address", one_address(&mut datapath, in_force)?),
+    ];
+    for (what, times) in changes {
+        let most = times.iter().copied().fold(0.0, f64::max);
+        let limit = Some(Target::AtMost(5.0));
+        figures.push(figure(&format!("commit, one {what}"), median(&times), "ms").target(limit));
+        let name = format!("commit, one {what}, most of {}", times.len());
+        figures.push(figure(&name, most, "ms").target(limit));
+    }
+    Ok(figures)
+}
+
+/// Changes of one workload or address that are timed.
+const CHANGES: u32 = 100;
+
+/// Milliseconds of changes of one workload each: it comes, it goes.
+fn one_workload(datapath: &mut Datapath, image: &Image) -> Result<Vec<f64>> {
+    let mut times = Vec::new();
+    for (key, workload) in image.workloads.iter().take(CHANGES as usize / 2) {
+        go_on()?;
+        let start = Instant::now();
+        datapath.remove_workload(*key)?;
+        times.push(milliseconds(start));
+        let start = Instant::now();
+        datapath.put_workload(*key, None, *workload)?;
+        times.push(milliseconds(start));
+    }
+    Ok(times)
+}
+
+/// Milliseconds of changes of one address each: it joins a segment, is in another, leaves. From which
+/// segments to the end of the call: its class is looked up, the map and the image are changed.
+fn one_address(datapath: &mut Datapath, mut image: Image) -> Result<Vec<f64>> {
+    let (mut times, clocks) = (Vec::new(), Clocks::now());
+    for n in 0..CHANGES {
+        go_on()?;
+        // Of no segment yet, and in no network of a rule.
+        let address = Addr::v4((0xc633_6400 + n / 3).to_be_bytes());
+        let segments: SegmentSet = (n % 3 != 2).then_some(SegmentId(n)).into_iter().collect();
+        let before = datapath.stamp().0;
+        let start = Instant::now();
+        let put = datapath.put_address(&mut image, address, &segments, &clocks)?;
+        times.push(milliseconds(start));
+        ensure!(put == AddressPut::InForce, "an address: {put:?}");
+        ensure!(datapath.stamp().0 != before, "an address that changed nothing was timed");
+    }
+    Ok(times)
 }
 
 /// Milliseconds that a commit takes.

@@ -23,11 +23,15 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
 
 /// How many policies are put in force.
 const POLICIES: u32 = 200;
-const KINDS: [StreamKind; 4] =
+pub(crate) const KINDS: [StreamKind; 4] =
     [StreamKind::Tcp, StreamKind::Udp, StreamKind::UdpUnconnected, StreamKind::TcpConnects];
 
 /// Every kind of stream from `from` to `to`.
-fn streams(from: &Place, to: SocketAddr, kinds: &[StreamKind]) -> Result<Vec<(String, Stream)>> {
+pub(crate) fn streams(
+    from: &Place,
+    to: SocketAddr,
+    kinds: &[StreamKind],
+) -> Result<Vec<(String, Stream)>> {
     // An emulated machine must not be asked for more than it can do: its sockets would overflow.
     let interval = pace(Duration::from_millis(2));
     let start = |kind: &StreamKind| {

@@ -5,6 +5,7 @@
 //! (cgroups, network namespaces, pins) under names of its own and removes it, because tests run at
 //! the same time, and outside a virtual machine on somebody's real system.
 
+mod addresses;
 mod adoption;
 mod agents;
 mod applications;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         sockets::TESTS,
         worlds::TESTS,
         commit::TESTS,
+        addresses::TESTS,
         conformance::TESTS,
         agents::TESTS,
         adoption::TESTS,

@@ -225,7 +225,7 @@ fn word(map: &OwnedFd) -> Result<u32> {
 }
 
 /// The depth of a cgroup in its hierarchy, whose root has the inode one.
-fn level(cgroup: &Path) -> Result<u32> {
+pub(crate) fn level(cgroup: &Path) -> Result<u32> {
     for (level, folder) in (0..).zip(cgroup.ancestors()) {
         if fs::metadata(folder)?.ino() == 1 {
             return Ok(level);

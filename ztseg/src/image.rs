@@ -3,6 +3,9 @@
 //! The datapath writes it into a set of maps, `check` and the tests evaluate it in place, and
 //! `diff` compares two of them.
 
+mod hosts;
+mod identities;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -13,6 +16,8 @@ use ztseg_common::eval::Lookup;
 use ztseg_common::key::{EntryKey, PrefixKey, WorkloadKey};
 use ztseg_common::value::{Entry, Fallback, Peer, Rule, Subject, Workload};
 
+pub use self::hosts::Hosts;
+pub use self::identities::Identities;
 use crate::policy::resolved::SegmentId;
 
 /// The segments that a workload is in.
@@ -45,7 +50,7 @@ pub struct Image {
     /// The verdict entries.
     pub entries: Arc<FxHashMap<EntryKey, Entry>>,
     /// Peers known by a whole address.
-    pub hosts: Arc<FxHashMap<Addr, Peer>>,
+    pub hosts: Hosts,
     /// Peers known by a prefix; one per prefix, the longest wins.
     pub prefixes: Arc<BTreeMap<PrefixKey, Peer>>,
     /// The classes of every segment set that has some: the empty set, each segment alone, and
@@ -53,24 +58,61 @@ pub struct Image {
     /// generation. (A set that only addresses have makes no subject, so it has no place here;
     /// [`Image::peer`] tells its identity class.)
     pub classes: BTreeMap<SegmentSet, Classes>,
+    /// The identity classes. An address that joins or leaves segments needs no new generation where
+    /// its class is among them ([`Image::host_of`]).
+    pub identities: Arc<Identities>,
 }
+
+/// No peer had this class when the policy was compiled, so that no rule has an entry for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no peer was in these segments at once yet, so the policy must be compiled again")]
+pub struct UnknownClass;
 
 impl Image {
     /// What the policy knows of a peer's address: the exact host, else the longest prefix.
     pub fn peer(&self, addr: &Addr) -> Peer {
-        if let Some(peer) = self.hosts.get(addr) {
-            return *peer;
-        }
-        let bits = u128::from_be_bytes(addr.octets);
-        (0..=128u32)
-            .rev()
-            .find_map(|prefix_len| {
-                let mask = u128::MAX.checked_shl(128 - prefix_len).unwrap_or(0);
-                let addr = Addr { octets: (bits & mask).to_be_bytes() };
-                self.prefixes.get(&PrefixKey { prefix_len, addr }).copied()
-            })
-            .unwrap_or(Peer::UNKNOWN)
+        self.hosts.get(addr).unwrap_or_else(|| self.around(addr))
     }
+
+    /// The entry among [`Self::hosts`] of an address that is in these segments, beside those whose own
+    /// `addresses` hold it. None: it needs no entry, the longest prefix says the same.
+    ///
+    /// CIDRs of rules are the policy's, so the address class stays.
+    pub fn host_of(
+        &self,
+        address: &Addr,
+        segments: &SegmentSet,
+    ) -> Result<Option<Peer>, UnknownClass> {
+        let of_policy = self.hosts.of_policy(address);
+        if segments.is_empty() {
+            return Ok(of_policy);
+        }
+        let around = self.around(address);
+        let policy = of_policy.unwrap_or(around);
+        let identity = self.identities.joined(policy.identity, segments).ok_or(UnknownClass)?;
+        let peer = Peer { identity, ..policy };
+        Ok((peer != around).then_some(peer))
+    }
+
+    /// What the longest prefix says.
+    fn around(&self, address: &Addr) -> Peer {
+        longest_prefix(&self.prefixes, (0..=128).rev(), address)
+    }
+}
+
+/// What the longest prefix around an address says, of these lengths, the longest first.
+pub(crate) fn longest_prefix(
+    prefixes: &BTreeMap<PrefixKey, Peer>,
+    lengths: impl IntoIterator<Item = u32>,
+    address: &Addr,
+) -> Peer {
+    let bits = u128::from_be_bytes(address.octets);
+    let of_length = |prefix_len: u32| {
+        let mask = u128::MAX.checked_shl(128 - prefix_len).unwrap_or(0);
+        let addr = Addr { octets: (bits & mask).to_be_bytes() };
+        prefixes.get(&PrefixKey { prefix_len, addr }).copied()
+    };
+    lengths.into_iter().find_map(of_length).unwrap_or(Peer::UNKNOWN)
 }
 
 impl Image {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
+use ztseg_common::addr::Addr;
 use ztseg_common::event::{Counter, Event};
 use ztseg_common::key::WorkloadKey;
 use ztseg_common::value::Workload;
@@ -10,10 +11,10 @@ use ztseg_common::value::Workload;
 use crate::clocks::Clocks;
 use crate::datapath::sweep::Swept;
 use crate::datapath::{
-    Committed, Datapath, DatapathError, Finding, InterfaceSide, MapStatus, Options, PacketSockets,
-    ProgramStatus, Verdicts,
+    AddressPut, Committed, Datapath, DatapathError, Finding, InterfaceSide, MapStatus, Options,
+    PacketSockets, ProgramStatus, Verdicts,
 };
-use crate::image::Image;
+use crate::image::{Image, SegmentSet};
 
 /// The datapath as the agent uses it. [`Datapath`] says what each method does.
 #[expect(missing_docs, reason = "each is documented at Datapath, which has the same names")]
@@ -35,6 +36,13 @@ pub trait Enforcer: Sized {
         workload: Workload,
     ) -> Result<(), DatapathError>;
     fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError>;
+    fn put_address(
+        &mut self,
+        image: &mut Image,
+        address: Addr,
+        segments: &SegmentSet,
+        clocks: &Clocks,
+    ) -> Result<AddressPut, DatapathError>;
     fn inspect(&mut self) -> Vec<Finding>;
     fn sweep(&mut self) -> Result<Swept, DatapathError>;
     fn retire_others(&mut self) -> Result<Vec<String>, DatapathError>;
@@ -87,6 +95,16 @@ impl Enforcer for Datapath {
 
     fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError> {
         Self::remove_workload(self, key)
+    }
+
+    fn put_address(
+        &mut self,
+        image: &mut Image,
+        address: Addr,
+        segments: &SegmentSet,
+        clocks: &Clocks,
+    ) -> Result<AddressPut, DatapathError> {
+        Self::put_address(self, image, address, segments, clocks)
     }
 
     fn inspect(&mut self) -> Vec<Finding> {

@@ -2,6 +2,7 @@
 //! one store.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -16,10 +17,11 @@ use ztseg_common::key::{
 };
 use ztseg_common::value::{Entry, Fallback, Peer, PortChunk, Rule, Subject, Workload};
 
+use super::hosts::{Look, room};
 use super::sys::{self, MapSpec, MapType};
 use super::{Capacity, DatapathError};
 use crate::clocks::Clocks;
-use crate::image::Image;
+use crate::image::{Hosts, Image};
 
 const NO_PREALLOC: u32 = 1;
 const INNER_MAP: u32 = 1 << 12;
@@ -37,6 +39,10 @@ pub struct Generation {
     /// In the order of [`OUTER`].
     inner: [Arc<Inner>; 8],
     tables: Tables,
+    /// What the map of hosts has, changes since the commit included.
+    pub(super) hosts: Hosts,
+    /// Where the guard looks next.
+    pub(super) look: Look,
     /// How many rules there are, index zero included.
     pub rule_count: usize,
 }
@@ -64,17 +70,12 @@ impl Inner {
 #[derive(Debug)]
 struct Tables {
     entries: Arc<FxHashMap<EntryKey, Entry>>,
-    hosts: Arc<FxHashMap<Addr, Peer>>,
     prefixes: Arc<BTreeMap<PrefixKey, Peer>>,
 }
 
 impl Tables {
     fn of(image: &Image) -> Self {
-        Self {
-            entries: image.entries.clone(),
-            hosts: image.hosts.clone(),
-            prefixes: image.prefixes.clone(),
-        }
+        Self { entries: image.entries.clone(), prefixes: image.prefixes.clone() }
     }
 }
 
@@ -91,6 +92,22 @@ impl Generation {
     /// The inner map of workloads, which changes while the generation is in force.
     pub fn workloads(&self) -> BorrowedFd<'_> {
         self.inner[0].map.as_fd()
+    }
+
+    /// The inner map of hosts, which does, too.
+    pub(super) fn hosts_map(&self) -> BorrowedFd<'_> {
+        self.inner[6].map.as_fd()
+    }
+
+    /// Looks at some of the hosts; says which are not as they were put.
+    pub(super) fn look_at_hosts(&mut self) -> io::Result<Vec<Addr>> {
+        self.look.step(self.inner[6].map.as_fd(), &self.hosts)
+    }
+
+    /// Whether it was filled with this image, or one that shares its entries: class numbers mean the
+    /// same in both.
+    pub(super) fn is_of(&self, image: &Image) -> bool {
+        Arc::ptr_eq(&self.tables.entries, &image.entries)
     }
 
     /// The inner map of rules, whose hits are counted.
@@ -184,7 +201,8 @@ pub struct Content<'a> {
 /// Makes and fills the inner maps, and puts them into `slot` of the outer maps.
 ///
 /// The slot must be idle: no program reads it any more. Large maps that would be as those of `before`
-/// are taken from it; nobody writes into them, so two generations may have them.
+/// are taken from it, so two generations may have them: nobody writes into them but into the hosts,
+/// and there for the generation in force, while no program reads the other slot.
 pub fn fill(
     outer: &HashMap<&'static str, OwnedFd>,
     slot: u32,
@@ -195,7 +213,8 @@ pub fn fill(
     let inner = inner_maps(content, &tables, before)?;
     // Each store waits for a grace period; side by side they wait for the same one.
     side_by_side(OUTER.iter().zip(&inner), |(name, inner)| store(outer, name, slot, &inner.map))?;
-    Ok(Generation { inner, tables, rule_count: content.image.rules.len() })
+    let (hosts, look) = (content.image.hosts.clone(), Look::default());
+    Ok(Generation { inner, tables, hosts, look, rule_count: content.image.rules.len() })
 }
 
 /// The inner maps, in the order of [`OUTER`].
@@ -205,27 +224,34 @@ fn inner_maps(
     before: Option<&Generation>,
 ) -> anyhow::Result<[Arc<Inner>; 8]> {
     let Content { image, workloads, capacity, clocks } = content;
-    let again = |name: &str, same: fn(&Tables, &Tables) -> bool| {
-        let before = before.filter(|before| same(&before.tables, tables))?;
+    let again = |name: &str, same: fn(&Generation, &Tables, &Image) -> bool| {
+        let before = before.filter(|before| same(before, tables, image))?;
         let (_, inner) = OUTER.iter().zip(&before.inner).find(|(outer, _)| **outer == name)?;
         Some(inner.clone())
     };
     thread::scope(|scope| {
         let entries = scope.spawn(|| {
-            again("ENTRIES", |a, b| a.entries == b.entries).map_or_else(
+            again("ENTRIES", |a, b, _| a.tables.entries == b.entries).map_or_else(
                 || large("ENTRIES", MapType::Hash, 0, tables.entries.iter().map(copied)),
                 Ok,
             )
         });
         let hosts = scope.spawn(|| {
-            again("HOSTS", |a, b| a.hosts == b.hosts).map_or_else(
-                || large("HOSTS", MapType::Hash, 0, tables.hosts.iter().map(copied)),
+            again("HOSTS", |a, _, image| a.hosts == image.hosts).map_or_else(
+                || {
+                    let ceiling = (capacity.peers as usize).saturating_sub(image.prefixes.len());
+                    let room = size(room(image.hosts.len(), ceiling));
+                    let map = hash::<Addr, Peer>("HOSTS", room, 0)?;
+                    fill_map(&map, "HOSTS", image.hosts.iter())?;
+                    // Addresses change while the generation is in force.
+                    Inner::new(map)
+                },
                 Ok,
             )
         });
         let prefixes = scope.spawn(|| {
             let prefixes = tables.prefixes.iter().map(copied);
-            again("PREFIXES", |a, b| a.prefixes == b.prefixes)
+            again("PREFIXES", |a, b, _| a.tables.prefixes == b.prefixes)
                 .map_or_else(|| large("PREFIXES", MapType::LpmTrie, NO_PREALLOC, prefixes), Ok)
         });
 

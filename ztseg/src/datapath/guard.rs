@@ -2,7 +2,7 @@
 //!
 //! What somebody with root on this host can do is detach a link or swap its program, remove a pin
 //! or put another in its place, write into the control word, store another inner map, and change
-//! the workloads. All other inner maps are frozen: nobody writes into them by a system call.
+//! the workloads and the hosts. All other inner maps are frozen: nobody writes into them by a system call.
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -28,17 +28,20 @@ pub enum Tampering {
     MapReplaced,
     /// The map of workloads has other entries.
     WorkloadsAltered,
+    /// The map of hosts has other entries.
+    AddressesAltered,
 }
 
 impl Tampering {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::LinkDetached,
         Self::ProgramReplaced,
         Self::PinRemoved,
         Self::ControlAltered,
         Self::MapReplaced,
         Self::WorkloadsAltered,
+        Self::AddressesAltered,
     ];
 
     /// A stable name.
@@ -50,6 +53,7 @@ impl Tampering {
             Self::ControlAltered => "control-altered",
             Self::MapReplaced => "map-replaced",
             Self::WorkloadsAltered => "workloads-altered",
+            Self::AddressesAltered => "addresses-altered",
         }
     }
 }
@@ -66,7 +70,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(
+    pub(super) fn new(
         what: Tampering,
         object: impl Into<String>,
         repaired: Result<(), impl std::fmt::Display>,
@@ -78,8 +82,8 @@ impl Finding {
 
 impl Datapath {
     /// Looks whether everything that this agent put into the kernel is still so; what is not is
-    /// put right. Costs two system calls for each link, one for each pin, and a copy of the map of
-    /// workloads.
+    /// put right. Costs two system calls for each link, one for each pin, a copy of the map of
+    /// workloads, and one of some thousand hosts.
     pub fn inspect(&mut self) -> Vec<Finding> {
         let mut found = Vec::new();
         let altered = self.control.restore();
@@ -93,6 +97,7 @@ impl Datapath {
         }
         self.inspect_slots(&mut found);
         self.inspect_workloads(&mut found);
+        self.inspect_hosts(&mut found);
         self.inspect_links(&mut found);
         self.inspect_filters(&mut found);
         self.inspect_maps(&mut found);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
+use ztseg_common::addr::Addr;
 use ztseg_common::event::{Counter, Event};
 use ztseg_common::key::WorkloadKey;
 use ztseg_common::value::Workload;
@@ -12,10 +13,10 @@ use crate::agent::enforcer::Enforcer;
 use crate::clocks::Clocks;
 use crate::datapath::sweep::Swept;
 use crate::datapath::{
-    Committed, DatapathError, Finding, InterfaceSide, MapStatus, Options, PacketSockets,
-    ProgramStatus, Verdicts,
+    AddressPut, Committed, DatapathError, Finding, InterfaceSide, MapStatus, Options,
+    PacketSockets, ProgramStatus, Verdicts,
 };
-use crate::image::Image;
+use crate::image::{Image, SegmentSet};
 
 /// One call of a method that changes something.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,7 @@ pub(super) enum Call {
     Detach { index: u32 },
     Put { key: WorkloadKey, level: Option<u32> },
     Remove { key: WorkloadKey },
+    PutAddress { address: Addr },
     RetireOthers,
     DecideBesideOthers,
 }
@@ -129,6 +131,21 @@ impl Enforcer for Fake {
 
     fn remove_workload(&mut self, key: WorkloadKey) -> Result<(), DatapathError> {
         self.call(Call::Remove { key })
+    }
+
+    fn put_address(
+        &mut self,
+        image: &mut Image,
+        address: Addr,
+        segments: &SegmentSet,
+        _: &Clocks,
+    ) -> Result<AddressPut, DatapathError> {
+        let Ok(host) = image.host_of(&address, segments) else {
+            return Ok(AddressPut::NeedsCompile);
+        };
+        self.call(Call::PutAddress { address })?;
+        image.hosts.set(address, host);
+        Ok(AddressPut::InForce)
     }
 
     fn sweep(&mut self) -> Result<Swept, DatapathError> {

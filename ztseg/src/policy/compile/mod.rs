@@ -14,6 +14,7 @@ mod addresses;
 mod entries;
 mod error;
 mod expiry;
+mod members;
 mod ports;
 mod segments;
 mod sets;
@@ -30,12 +31,13 @@ use ztseg_common::value::{RULE_LOG, RULE_REJECT, Rule, Workload};
 
 use self::addresses::Addresses;
 pub use self::error::{CompileError, Largest, Needed};
+pub use self::members::Members;
 use self::ports::Ports;
 use self::segments::{Identities, Subjects};
 use self::sides::Sides;
 use super::resolved::Resolved;
 use crate::datapath::Capacity;
-use crate::image::{Image, SegmentSet, nanoseconds};
+use crate::image::{Hosts, Image, SegmentSet, nanoseconds};
 use crate::inventory::Membership;
 
 /// Pairs of (class, side of a rule that holds it) that one policy may have of each kind: 128 MiB.
@@ -49,13 +51,25 @@ pub fn compile(
     memberships: &[Membership],
     capacity: &Capacity,
 ) -> Result<Image, CompileError> {
+    compile_with_members(resolved, memberships, &Members::new(), capacity)
+}
+
+/// As [`compile`], with members elsewhere.
+pub fn compile_with_members(
+    resolved: &Resolved,
+    memberships: &[Membership],
+    members: &Members,
+    capacity: &Capacity,
+) -> Result<Image, CompileError> {
     fits("workloads", memberships.len(), capacity.workloads, "workloads")?;
     let sides = Sides::of(resolved)?;
     let ports = Ports::new(&sides.ports)?;
     let mut identities = Identities::new(resolved, &sides);
     let subjects = Subjects::new(resolved, memberships, &mut identities)?;
-    let addresses = Addresses::new(resolved, &sides, &mut identities)?;
-    let peers = addresses.hosts.len() + addresses.prefixes.len();
+    let mut addresses = Addresses::new(resolved, &sides, &mut identities)?;
+    let placed = members::place(members, resolved.segments.len(), &addresses, &mut identities)?;
+    let hosts = Hosts::new(std::mem::take(&mut addresses.hosts), placed);
+    let peers = hosts.len() + addresses.prefixes.len();
     fits("peer addresses and prefixes", peers, capacity.peers, "peers")?;
     let entries::Entries { verdicts, rows, fallbacks } = entries::Classes {
         sides: &sides,
@@ -80,9 +94,10 @@ pub fn compile(
         fallbacks,
         ports: ports.classes,
         entries: verdicts.into(),
-        hosts: addresses.hosts.into(),
+        hosts,
         prefixes: addresses.prefixes.into(),
         classes,
+        identities: identities.known().into(),
     })
 }
 

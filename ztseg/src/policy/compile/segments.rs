@@ -1,6 +1,7 @@
 //! Subject classes and identity classes: what rules know of a set of segments.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 use ztseg_common::key::{IDENTITY_FIRST, IDENTITY_UNKNOWN, SUBJECT_UNMANAGED};
@@ -11,9 +12,12 @@ use ztseg_common::value::{
 use super::sets::{SetId, SetPool};
 use super::sides::Sides;
 use super::{CompileError, number};
-use crate::image::{Classes, SegmentSet};
+use crate::image::{Classes, Identities as Known, SegmentSet};
 use crate::inventory::Membership;
 use crate::policy::resolved::{Resolved, SegmentId};
+
+/// Numbers of sides that an image keeps at most, to find classes by: 16 MiB.
+const MAX_KEPT: usize = 1 << 22;
 
 /// Gives out identity classes. Two sets of segments share one when the same peer sides of rules
 /// hold a segment of each.
@@ -22,6 +26,8 @@ pub(super) struct Identities {
     /// By segment: the peer sides (indexes into [`Sides::segments`]) that hold it.
     sides_of: Vec<SetId>,
     classes: FxHashMap<SetId, u32>,
+    /// By class: the peer sides that match it. Of a number that is no class, none.
+    signatures: Vec<SetId>,
     /// By index into [`Sides::segments`]: the identity classes that match it.
     pub(super) matching: Vec<Vec<u32>>,
     pairs: usize,
@@ -43,6 +49,7 @@ impl Identities {
             pool,
             sides_of,
             classes: [(SetId::EMPTY, IDENTITY_UNKNOWN)].into_iter().collect(),
+            signatures: vec![SetId::EMPTY; IDENTITY_FIRST as usize],
             matching: vec![Vec::new(); sides.segments.len()],
             pairs: 0,
         }
@@ -58,7 +65,20 @@ impl Identities {
         &mut self,
         segments: impl Iterator<Item = u32>,
     ) -> Result<u32, CompileError> {
-        let mut signature = SetId::EMPTY;
+        self.class_beside(SetId::EMPTY, segments)
+    }
+
+    /// The class of a peer that has the class `base`, and is in these segments besides.
+    pub(super) fn joined(&mut self, base: u32, segments: &SegmentSet) -> Result<u32, CompileError> {
+        let signature = self.signatures[base as usize];
+        self.class_beside(signature, segments.iter().map(|s| s.0))
+    }
+
+    fn class_beside(
+        &mut self,
+        mut signature: SetId,
+        segments: impl Iterator<Item = u32>,
+    ) -> Result<u32, CompileError> {
         for segment in segments {
             signature = self.pool.union(signature, self.sides_of[segment as usize]);
         }
@@ -68,11 +88,28 @@ impl Identities {
         // The map holds the unknown class, the numbers below IDENTITY_FIRST hold one more.
         let class = number(self.classes.len()) - 1 + IDENTITY_FIRST;
         self.classes.insert(signature, class);
+        self.signatures.push(signature);
         self.pairs += self.pool.len(signature);
         super::check_overlaps("segments", self.pairs as u64, super::MAX_PAIRS)?;
         let matching = &mut self.matching;
         self.pool.for_each(signature, &mut |side| matching[side as usize].push(class));
         Ok(class)
+    }
+
+    /// All of them, for an image to keep; of a policy that has too many, none.
+    pub(super) fn known(&self) -> Known {
+        let of_segments: usize = self.sides_of.iter().map(|set| self.pool.len(*set)).sum();
+        if of_segments + self.pairs > MAX_KEPT {
+            return Known::default();
+        }
+        let sides = |set: SetId| {
+            let mut list = Vec::with_capacity(self.pool.len(set));
+            self.pool.for_each(set, &mut |side| list.push(side));
+            list
+        };
+        let of_segment = self.sides_of.iter().map(|set| sides(*set).into()).collect();
+        let of_class = |(set, class): (&SetId, &u32)| (*class, Arc::from(sides(*set)));
+        Known::new(of_segment, self.classes.iter().map(of_class))
     }
 }
 

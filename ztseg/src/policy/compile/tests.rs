@@ -1,3 +1,5 @@
+mod members;
+
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -161,8 +163,9 @@ fn zero_is_never_a_class_and_shape_masks_are_exact() {
         let image = compile(&world.resolved, &world.workloads, &LARGE).unwrap();
         assert!(image.ports.iter().all(|class| *class != 0));
         assert!(image.classes.values().all(|c| c.subject != 0 && c.identity != 0));
-        let peers = image.hosts.values().chain(image.prefixes.values());
-        assert!(peers.into_iter().all(|p| p.identity != 0 && p.address != 0));
+        let hosts = image.hosts.iter().map(|(_, peer)| peer);
+        let mut peers = hosts.chain(image.prefixes.values().copied());
+        assert!(peers.all(|p| p.identity != 0 && p.address != 0));
         for (key, entry) in image.entries.iter() {
             assert!(entry.tiers.iter().any(|t| t.shadow != 0), "seed {seed}: an empty entry");
             assert!((key.subject as usize) < image.subjects.len());
