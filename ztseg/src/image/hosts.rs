@@ -104,7 +104,9 @@ mod tests {
             Some(peer) => drop(model.insert(a, peer)),
             None => drop(model.remove(&a)),
         };
-        members.iter().for_each(|(a, now)| set(&mut model, *a, *now));
+        for (address, now) in &members {
+            set(&mut model, *address, *now);
+        }
         let mut hosts = Hosts::new(policy, members);
         for _ in 0..rng.u8(0..8) {
             let (a, now) = (address(rng.u8(0..8)), rng.bool().then(|| peer(rng)));

@@ -56,15 +56,12 @@ fn an_image_that_follows_its_members_is_as_if_it_were_compiled_with_them() {
                 members.insert(address, set)
             };
             let fresh = with(&members);
-            match host {
-                Ok(host) => {
-                    image.hosts.set(address, host);
-                    followed += 1;
-                }
-                Err(UnknownClass) => {
-                    image = fresh.clone();
-                    compiled += 1;
-                }
+            if let Ok(host) = host {
+                image.hosts.set(address, host);
+                followed += 1;
+            } else {
+                image = fresh.clone();
+                compiled += 1;
             }
             let truth = spelled_out(&world, &members);
             let whole = compile(&truth.resolved, &world.workloads, &LARGE).unwrap();
