@@ -213,15 +213,8 @@ impl Inventory {
     /// The name and the segments of the workload that a cgroup at `path` belongs to, or would if it
     /// were there.
     pub fn owner_of(&self, path: &str) -> (String, SegmentSet) {
-        let mut rest = path.trim_end_matches('/');
-        loop {
-            let Placement { segments, workload } = self.selectors.cgroup(rest);
-            match rest.rfind('/') {
-                Some(at) if !workload => rest = &rest[..at],
-                Some(_) => return (rest.to_owned(), segments),
-                None => return (HOST.to_owned(), segments),
-            }
-        }
+        let (owner, segments) = owner(path, |path| self.selectors.cgroup(path));
+        (if owner.is_empty() { HOST } else { owner }.to_owned(), segments)
     }
 
     /// The segments of what is behind an interface of this name, or would be if it were there.
@@ -237,22 +230,34 @@ impl Inventory {
             return self.interface(name);
         }
         let system_unit = || Some(format!("/system.slice/{}", facts.unit.as_ref()?));
-        let path = facts.cgroup.clone().or_else(system_unit);
-        // A container or a pod is a workload wherever it is; anything else belongs to one.
-        let path = if facts.container.is_none() && facts.pod.is_none() {
-            path.map(|path| match self.owner_of(&path) {
-                (name, _) if name == HOST => "/".to_owned(),
-                (name, _) => name,
-            })
-        } else {
-            path
+        let Some(path) = facts.cgroup.clone().or_else(system_unit) else {
+            return self.selectors.workload(facts, None).segments;
         };
-        self.selectors.workload(facts, path.as_deref())
+        let place = |path: &str| self.selectors.workload(facts, Some(path));
+        // A container or a pod is a workload wherever it is; anything else belongs to one.
+        if facts.container.is_some() || facts.pod.is_some() {
+            place(&path).segments
+        } else {
+            owner(&path, place).1
+        }
     }
 
     /// Number of cgroups that are there, workloads or not.
     pub fn cgroup_count(&self) -> usize {
         self.cgroups.len()
+    }
+}
+
+/// The nearest of a cgroup and its ancestors that is a workload, by its path, and its segments. The
+/// path of the host has nothing in it.
+fn owner(path: &str, place: impl Fn(&str) -> Placement) -> (&str, SegmentSet) {
+    let mut rest = path.trim_end_matches('/');
+    loop {
+        let Placement { segments, workload } = place(rest);
+        match rest.rfind('/') {
+            Some(at) if !workload => rest = &rest[..at],
+            _ => return (rest, segments),
+        }
     }
 }
 

@@ -178,9 +178,9 @@ impl Selectors {
         self.walk(Walk::new(self), path)
     }
 
-    /// The segments of a workload of which this is known and that is at `path`; without one,
-    /// somewhere, and not at the root.
-    pub(super) fn workload(&self, facts: &WorkloadFacts, path: Option<&str>) -> SegmentSet {
+    /// Where the policy puts something of which this is known, as if it were at `path`. Without one
+    /// it is in no cgroup that anybody knows of, not even in `/**`.
+    pub(super) fn workload(&self, facts: &WorkloadFacts, path: Option<&str>) -> Placement {
         let mut walk = Walk::new(self);
         self.attributes.matching(facts, |condition, attribute| {
             let field = match attribute {
@@ -194,8 +194,8 @@ impl Selectors {
             self.units.matching(unit, |conditions| walk.meet(conditions, UNIT));
         }
         match path {
-            Some(path) => self.walk(walk, path).segments,
-            None => walk.segments,
+            Some(path) => self.walk(walk, path),
+            None => Placement { segments: walk.segments, workload: true },
         }
     }
 
@@ -203,6 +203,7 @@ impl Selectors {
     fn walk(&self, mut walk: Walk<'_>, path: &str) -> Placement {
         let mut slices_only = true;
         let mut is_unit = false;
+        walk.arrive(0);
         let mut above = walk.segments.len();
         let mut depth = 0;
         for component in components(path) {
@@ -248,10 +249,7 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn new(selectors: &'a Selectors) -> Self {
-        let mut walk =
-            Self { selectors, nodes: BTreeSet::new(), held: BTreeMap::new(), segments: [].into() };
-        walk.arrive(0);
-        walk
+        Self { selectors, nodes: BTreeSet::new(), held: BTreeMap::new(), segments: [].into() }
     }
 
     /// Goes on by one component.

@@ -7,6 +7,8 @@
 //! address space are the point.
 
 mod rules;
+#[cfg(test)]
+pub(crate) mod written;
 
 use std::net::IpAddr;
 

@@ -10,6 +10,8 @@ pub mod format;
 pub mod generate;
 pub mod kubernetes;
 pub mod lint;
+#[cfg(test)]
+mod meaning;
 pub mod model;
 pub mod names;
 pub mod oracle;

@@ -103,8 +103,7 @@ fn shrink(mut world: World, q: &Question, now: Timestamp) -> String {
 
 #[test]
 fn the_evaluator_over_an_image_says_what_the_oracle_says() {
-    // Without optimisation they would take minutes.
-    const POLICIES: u64 = if cfg!(debug_assertions) { 500 } else { 10_000 };
+    const POLICIES: u64 = 10_000;
     const QUESTIONS: usize = 60;
     let seed = seed();
     let (mut decisions, mut kept) = ([0u32; 4], [0u32; 3]);
