@@ -89,7 +89,7 @@ impl End {
         datapath: Option<&mut Datapath>,
     ) -> Result<Self> {
         let interface = format!("zt-end{number}");
-        let namespace = world.add_alone(&format!("end{number}"), &interface, address)?;
+        let namespace = world.add_routed(&format!("end{number}"), &interface, address)?;
         let mut workload = None;
         if let Some(datapath) = datapath {
             let ifindex = world.host.within(|| {

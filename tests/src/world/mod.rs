@@ -112,9 +112,9 @@ impl World {
 
     /// Another namespace behind an interface of `host`, which routes one address to it, and all else from
     /// there.
-    pub fn add_alone(&self, role: &str, interface: &str, address: IpAddr) -> Result<Namespace> {
+    pub fn add_routed(&self, role: &str, interface: &str, address: IpAddr) -> Result<Namespace> {
         let namespace = Namespace::new(&format!("zt-{}-{role}", self.id))?;
-        network::join_alone(&self.host, interface, &namespace, address)?;
+        network::join_routed(&self.host, interface, &namespace, address)?;
         Ok(namespace)
     }
 

@@ -201,7 +201,7 @@ impl Link {
 const GATEWAYS: [&str; 2] = ["169.254.1.1", "fe80::1"];
 
 /// Makes a veth pair from `host` to a namespace with one address, which may be any.
-pub(super) fn join_alone(
+pub(super) fn join_routed(
     host: &Namespace,
     interface: &str,
     far: &Namespace,
