@@ -58,6 +58,7 @@ impl Attempt {
         match self.2 {
             Ask::Tcp => "tcp",
             Ask::Udp | Ask::UdpConnected => "udp",
+            Ask::Sctp => "sctp",
             Ask::Ping if v6 => "icmpv6",
             Ask::Ping => "icmp",
         }

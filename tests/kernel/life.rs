@@ -8,7 +8,6 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 use ztseg::datapath::measure::{ProgramType, load};
 use ztseg::datapath::sys::{self, AttachType, MapSpec, MapType};
@@ -149,20 +148,7 @@ impl Scene {
 
 /// The index of the guest's interface.
 pub(crate) fn ifindex(world: &World) -> Result<u32> {
-    in_namespace(world, || Ok(nix::net::if_::if_nametoindex("zt-tap0")?))
-}
-
-/// Does something in the world's namespace `host`.
-pub(crate) fn in_namespace<T: Send + 'static>(
-    world: &World,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let namespace = fs::File::open(world.host.path())?;
-    let thread = thread::spawn(move || {
-        setns(&namespace, CloneFlags::CLONE_NEWNET).context("cannot enter the namespace")?;
-        work()
-    });
-    thread.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?
+    world.host.within(|| Ok(nix::net::if_::if_nametoindex("zt-tap0")?))
 }
 
 fn a_detached_program(_: &Environment) -> Result<()> {
@@ -187,7 +173,7 @@ fn a_detached_program(_: &Environment) -> Result<()> {
         }
         // Both filters go with it.
         expected += 1;
-        in_namespace(&scene.world, move || Ok(filters::remove_qdisc(index)?))
+        scene.world.host.within(move || Ok(filters::remove_qdisc(index)?))
     })?;
     scene.quiet(expected)?;
     let (_, compact, _) = scene.agent.command(&["events"])?;

@@ -24,7 +24,6 @@ use ztseg_tests::world::{World, pace, patient};
 
 use crate::Body;
 use crate::environment::{Environment, has_bpf_lsm};
-use crate::life::in_namespace;
 
 /// The tests of this file.
 pub(crate) const TESTS: &[(&str, Body)] = &[
@@ -173,7 +172,7 @@ impl Scene {
         }
         let source = Source { name: "newer.yaml".into(), text: policy.into() };
         let loaded = ztseg::policy::load(&[source]).map_err(|e| anyhow::anyhow!("{e}"))?;
-        in_namespace(&self.world, move || {
+        self.world.host.within(move || {
             let mut datapath = Datapath::open(&options)?;
             let ifindex = nix::net::if_::if_nametoindex("zt-tap0")?;
             let name = "zt-tap0".to_owned();

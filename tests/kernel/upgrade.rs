@@ -13,7 +13,7 @@ use ztseg_tests::world::pace;
 
 use crate::Body;
 use crate::environment::Environment;
-use crate::life::{ALLOWED, DENIED, POLICY, Scene, ifindex, in_namespace};
+use crate::life::{ALLOWED, DENIED, POLICY, Scene, ifindex};
 
 /// The tests of this file.
 pub(crate) const TESTS: &[(&str, Body)] = &[
@@ -90,7 +90,7 @@ fn on_exit_detach_leaves_nothing(_: &Environment) -> Result<()> {
         scene.check(false)?;
         ensure!(!scene.world.pins().exists(), "{} is still there", scene.world.pins().display());
         if !has_tcx() {
-            let gone = in_namespace(&scene.world, move || Ok(filters::remove_qdisc(index)))?;
+            let gone = scene.world.host.within(move || Ok(filters::remove_qdisc(index)))?;
             ensure!(gone.is_err(), "the clsact qdisc was still there");
         }
         scene.agent.run(&[])?;

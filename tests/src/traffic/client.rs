@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::{Ask, Outcome, Probe, Report, icmp};
+use super::{Ask, Outcome, Probe, Report, icmp, sctp};
 
 pub(super) fn probe(probe: &Probe) -> Report {
     let start = Instant::now();
@@ -16,6 +16,7 @@ pub(super) fn probe(probe: &Probe) -> Report {
         Ask::Tcp => tcp(probe, patience),
         Ask::Udp => udp(probe, patience, false),
         Ask::UdpConnected => udp(probe, patience, true),
+        Ask::Sctp => sctp::ask(probe.to, probe.from, patience),
         Ask::Ping => icmp::ping(probe.to.ip(), probe.from.map(|from| from.ip()), patience),
     };
     let (outcome, detail) = match result {

@@ -5,6 +5,7 @@ mod flood;
 mod hoard;
 mod icmp;
 mod newborn;
+mod sctp;
 mod server;
 mod stream;
 pub(crate) mod tool;
@@ -68,6 +69,8 @@ pub enum Ask {
     Udp,
     /// The same with a connected socket.
     UdpConnected,
+    /// Asks for an SCTP association, and leaves it at the first answer.
+    Sctp,
     /// An ICMP or `ICMPv6` echo request.
     Ping,
 }

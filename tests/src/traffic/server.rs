@@ -13,8 +13,8 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::last_line;
 use super::tool::say;
+use super::{last_line, sctp};
 use crate::process::{Place, Process};
 
 /// What a server listens on.
@@ -28,6 +28,8 @@ pub enum Listen {
     UdpApart(SocketAddr),
     /// As `UdpApart`; the other socket is connected to the client.
     UdpApartConnected(SocketAddr),
+    /// Requests for SCTP associations, each of which is answered and goes no further.
+    Sctp(SocketAddr),
 }
 
 impl Listen {
@@ -37,7 +39,8 @@ impl Listen {
             Some(("udp", address)) => Ok(Self::Udp(address.parse()?)),
             Some(("udp-apart", address)) => Ok(Self::UdpApart(address.parse()?)),
             Some(("udp-apart-connected", address)) => Ok(Self::UdpApartConnected(address.parse()?)),
-            _ => bail!("`{text}` is neither tcp/… nor udp/…"),
+            Some(("sctp", address)) => Ok(Self::Sctp(address.parse()?)),
+            _ => bail!("`{text}` is neither tcp/… nor udp/… nor sctp/…"),
         }
     }
 }
@@ -49,6 +52,7 @@ impl std::fmt::Display for Listen {
             Self::Udp(address) => write!(f, "udp/{address}"),
             Self::UdpApart(address) => write!(f, "udp-apart/{address}"),
             Self::UdpApartConnected(address) => write!(f, "udp-apart-connected/{address}"),
+            Self::Sctp(address) => write!(f, "sctp/{address}"),
         }
     }
 }
@@ -70,7 +74,8 @@ impl Server {
         Ok(Self { process })
     }
 
-    /// How much came in so far, by what it listens on: datagrams, or connections and bytes of TCP.
+    /// How much came in so far, by what it listens on: datagrams, requests for associations, or connections and
+    /// bytes of TCP.
     pub fn counts(&mut self) -> Result<BTreeMap<String, u64>> {
         self.process.say("counts")?;
         let line = self.process.wait_for_output("{", Duration::from_secs(20))?;
@@ -119,6 +124,10 @@ pub(super) fn run(listen: &[&str]) -> Result<()> {
                         apart.send(n)
                     });
                 });
+            }
+            Listen::Sctp(address) => {
+                let socket = sctp::bind(address.ip()).with_context(what)?;
+                thread::spawn(move || sctp::answer(&socket, address, &count));
             }
         }
     }

@@ -15,6 +15,7 @@ mod network;
 pub(crate) mod offload;
 
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -107,6 +108,14 @@ impl World {
         let link = Link::new(number, interface, "eth0");
         link.join(&self.host, &namespace)?;
         Ok((namespace, link))
+    }
+
+    /// Another namespace behind an interface of `host`, which routes one address to it, and all else from
+    /// there.
+    pub fn add_routed(&self, role: &str, interface: &str, address: IpAddr) -> Result<Namespace> {
+        let namespace = Namespace::new(&format!("zt-{}-{role}", self.id))?;
+        network::join_routed(&self.host, interface, &namespace, address)?;
+        Ok(namespace)
     }
 
     /// Another namespace behind the other host, which forwards to it; `number` is the link's, from 3.

@@ -1,6 +1,6 @@
 //! Network namespaces and the veth pairs between them.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::process::CommandExt as _;
@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use nix::sched::{CloneFlags, setns};
 
 use super::patient;
 use crate::process::Place;
@@ -54,6 +55,18 @@ impl Namespace {
     /// In this namespace, in no cgroup of the world.
     pub fn place(&self) -> Place {
         Place { cgroup: None, namespace: Some(self.path()) }
+    }
+
+    /// Does something in here, by a thread of its own: a thread's namespace is not its process's.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let namespace = File::open(self.path()).context("cannot open the namespace")?;
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(namespace, CloneFlags::CLONE_NEWNET).context("cannot enter the namespace")?;
+                work()
+            });
+            inside.join().unwrap_or_else(|_| Err(anyhow!("the thread panicked")))
+        })
     }
 
     /// Runs commands of ip(8) in here, one a line.
@@ -181,6 +194,33 @@ impl Link {
              link set {interface} up\n"
         )
     }
+}
+
+/// What a pod has for a gateway where it has its address alone: every interface of the host that leads
+/// to one has this address, as in container networks that route.
+const GATEWAYS: [&str; 2] = ["169.254.1.1", "fe80::1"];
+
+/// Makes a veth pair from `host` to a namespace with one address, which may be any.
+pub(super) fn join_routed(
+    host: &Namespace,
+    interface: &str,
+    far: &Namespace,
+    address: IpAddr,
+) -> Result<()> {
+    const FAR: &str = "eth0";
+    let [v4, v6] = GATEWAYS;
+    let (gateway, length) = if address.is_ipv6() { (v6, 128) } else { (v4, 32) };
+    host.batch(&format!(
+        "link add {interface} type veth peer name {FAR} netns {}\naddr add {v4}/32 dev {interface}\n\
+         addr add {v6}/64 dev {interface} nodad\nlink set {interface} up\n\
+         route add {address}/{length} dev {interface}\n",
+        far.name,
+    ))?;
+    far.batch(&format!("link set {FAR} up\n"))?;
+    far.add_address(FAR, address, length)?;
+    far.batch(&format!("route add default via {gateway} dev {FAR} onlink\n"))?;
+    host.wait_for_ipv6(interface)?;
+    far.wait_for_ipv6(FAR)
 }
 
 /// ip(8), out of reach of a Ctrl-C: half of what it does is harder to remove than all of it.
