@@ -32,7 +32,6 @@ use ztseg_tests::world::{World, patient, times};
 use crate::Body;
 use crate::commit::{KINDS, streams};
 use crate::environment::Environment;
-use crate::life::in_namespace;
 use crate::takeover::level;
 
 /// The tests of this file.
@@ -105,7 +104,7 @@ impl Scene {
             let (id, level) = (fs::metadata(&folder)?.ino(), level(&folder)?);
             inventory.insert_cgroup(CgroupFacts { id, path: path.to_owned(), level });
         }
-        let ifindex = in_namespace(&world, || Ok(nix::net::if_::if_nametoindex("zt-tap0")?))?;
+        let ifindex = world.host.within(|| Ok(nix::net::if_::if_nametoindex("zt-tap0")?))?;
         let name = "zt-tap0".to_owned();
         inventory.set_interfaces([InterfaceFacts { ifindex, name, host_side: false }]);
         let memberships: Vec<_> = inventory.memberships().cloned().collect();
@@ -223,7 +222,7 @@ impl Scene {
 /// Puts an image in force, as an agent does when it starts.
 fn start(world: &World, options: &Options, image: &Image) -> Result<Datapath> {
     let (options, image) = (options.clone(), Arc::new(image.clone()));
-    in_namespace(world, move || {
+    world.host.within(move || {
         let mut datapath = Datapath::open(&options)?;
         datapath.commit(&image, &Clocks::now())?;
         datapath.attach_cgroup()?;
