@@ -77,7 +77,7 @@ impl Asked {
     }
 
     fn service(&self) -> PortRange {
-        PortRange { protocol: Some(self.protocol), first: self.port, last: self.port }
+        PortRange::one(self.protocol, self.port)
     }
 
     fn flow(&self) -> Flow {

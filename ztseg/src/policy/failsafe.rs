@@ -179,7 +179,7 @@ impl Failsafe {
             };
             let Opening { protocol, port, .. } = *opening;
             let name = format!("failsafe/{word} {opening}");
-            let ports = PortRange { protocol: Some(protocol), first: port, last: port };
+            let ports = PortRange::one(protocol, port);
             Rule::built_in(name, ends, [from, to], ports, position.clone())
         };
         let inbound = self.inbound.iter().map(|o| rule(Ends::Ingress, o));

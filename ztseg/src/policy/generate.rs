@@ -215,7 +215,7 @@ pub fn large(rng: &mut Rng, segments: u32, rules: usize, addresses: u32) -> Worl
             expires: None,
             from: side(rng),
             to: side(rng),
-            ports: vec![PortRange { protocol: Some(proto::TCP), first: port, last: port }],
+            ports: vec![PortRange::one(proto::TCP, port)],
             position: position(),
             ends: Ends::Both,
             built_in: false,

@@ -319,6 +319,11 @@ impl PortRange {
     /// Every protocol, every port.
     pub const ANY: Self = Self { protocol: None, first: 0, last: u16::MAX };
 
+    /// One port, or type.
+    pub const fn one(protocol: u8, port: u16) -> Self {
+        Self { protocol: Some(protocol), first: port, last: port }
+    }
+
     /// Whether (protocol, port) is in it.
     pub fn contains(&self, protocol: u8, port: u16) -> bool {
         self.protocol.is_none_or(|p| p == protocol && (self.first..=self.last).contains(&port))

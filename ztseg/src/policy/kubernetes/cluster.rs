@@ -64,7 +64,30 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
 }
 
+/// By IP protocol number and port: pods, as indexes into [`Cluster::pods`].
+pub type PodsByPort = BTreeMap<(u8, u16), Vec<usize>>;
+
 impl Cluster {
+    /// Those of some pods whose containers give a port this name, by that port; without a `protocol`,
+    /// whatever the pod says. `pods` are indexes into [`Self::pods`].
+    pub fn with_named_port(
+        &self,
+        pods: impl IntoIterator<Item = usize>,
+        name: &str,
+        protocol: Option<u8>,
+    ) -> PodsByPort {
+        let mut found = PodsByPort::new();
+        for number in pods {
+            let asked = self.pods[number].ports.iter().filter(|port| {
+                port.name == name && protocol.is_none_or(|asked| asked == port.protocol)
+            });
+            for port in asked {
+                found.entry((port.protocol, port.number)).or_default().push(number);
+            }
+        }
+        found
+    }
+
     /// Adds a namespace, with the label that the API server would add.
     pub fn add_namespace(&mut self, name: &str, labels: Labels) {
         let labels = self.namespaces.entry(name.to_owned()).or_insert(labels);

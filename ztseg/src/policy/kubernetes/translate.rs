@@ -10,7 +10,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use ipnet::IpNet;
-use ztseg_common::addr::proto;
 use ztseg_common::verdict::Direction;
 
 use super::Objects;
@@ -53,12 +52,8 @@ impl fmt::Display for Members {
         match self {
             Self::Selected(selector) => write!(f, "pods:{selector}"),
             Self::WithPort { selector, name, protocol, number } => {
-                let protocol = match *protocol {
-                    proto::UDP => "udp",
-                    proto::SCTP => "sctp",
-                    _ => "tcp",
-                };
-                write!(f, "pods:{selector}:{name}={protocol}/{number}")
+                let port = PortRange::one(*protocol, *number);
+                write!(f, "pods:{selector}:{name}={port}")
             }
             Self::OnNode(name) => write!(f, "pods-on:{name}"),
         }
@@ -192,8 +187,7 @@ impl Translator<'_> {
                 Direction::Egress => self.named(&pods(rule), name, origin),
             };
             for ((protocol, number), side) in destinations {
-                let ports =
-                    vec![PortRange { protocol: Some(protocol), first: number, last: number }];
+                let ports = vec![PortRange::one(protocol, number)];
                 found.extend(match direction {
                     Direction::Ingress => parts_of(side, theirs.clone(), ports),
                     Direction::Egress => parts_of(mine.clone(), side, ports),
@@ -213,15 +207,8 @@ impl Translator<'_> {
         let mut found: BTreeMap<(u8, u16), Side> = BTreeMap::new();
         for selector in selectors {
             let all = self.segment(Members::Selected(selector.clone()), origin);
-            let mut numbers: BTreeMap<(u8, u16), Vec<usize>> = BTreeMap::new();
-            for pod in &self.members[all] {
-                let ports = self.cluster.pods[*pod].ports.iter();
-                for port in ports
-                    .filter(|p| p.name == name && protocol.is_none_or(|asked| asked == p.protocol))
-                {
-                    numbers.entry((port.protocol, port.number)).or_default().push(*pod);
-                }
-            }
+            let pods = self.members[all].iter().copied();
+            let numbers = self.cluster.with_named_port(pods, name, protocol);
             for ((protocol, number), pods) in numbers {
                 let key = Members::WithPort {
                     selector: selector.clone(),

@@ -1,12 +1,12 @@
 //! Ports by the names that pods give them: each number becomes a rule of its own, to the pods that
 //! have it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use ipnet::IpNet;
 
 use crate::image::SegmentSet;
-use crate::policy::kubernetes::cluster::Cluster;
+use crate::policy::kubernetes::cluster::{Cluster, PodsByPort};
 use crate::policy::kubernetes::placed::PlacedPod;
 use crate::policy::model::Port;
 use crate::policy::resolved::{Isolation, PortRange, Rule, Segment, SegmentId, Side};
@@ -59,11 +59,7 @@ impl<'a> NamedPorts<'a> {
                 let (protocol, number) = service;
                 rules.push(Rule {
                     to: Side { segments: vec![id], ..Side::default() },
-                    ports: vec![PortRange {
-                        protocol: Some(protocol),
-                        first: number,
-                        last: number,
-                    }],
+                    ports: vec![PortRange::one(protocol, number)],
                     ..rule.clone()
                 });
             }
@@ -78,28 +74,12 @@ impl<'a> NamedPorts<'a> {
         rules
     }
 
-    /// By protocol and number: the pods on a rule's side that give the port this name.
-    fn destinations(
-        &self,
-        to: &Side,
-        name: &str,
-        protocol: Option<u8>,
-    ) -> BTreeMap<(u8, u16), Vec<usize>> {
-        let mut found: BTreeMap<(u8, u16), Vec<usize>> = BTreeMap::new();
-        for (number, (pod, placed)) in self.cluster.pods.iter().zip(self.pods).enumerate() {
-            let asked = pod.ports.iter().filter(|port| {
-                port.name == name && protocol.is_none_or(|asked| asked == port.protocol)
-            });
-            let is_there =
-                |set| to.any || to.segments.iter().any(|id| SegmentSet::contains(set, id));
-            if !placed.segments.as_ref().is_some_and(is_there) {
-                continue;
-            }
-            for port in asked {
-                found.entry((port.protocol, port.number)).or_default().push(number);
-            }
-        }
-        found
+    /// The pods on a rule's side that give a port this name.
+    fn destinations(&self, to: &Side, name: &str, protocol: Option<u8>) -> PodsByPort {
+        let is_there = |set| to.any || to.segments.iter().any(|id| SegmentSet::contains(set, id));
+        let placed = self.pods.iter().enumerate();
+        let there = placed.filter(|(_, pod)| pod.segments.as_ref().is_some_and(is_there));
+        self.cluster.with_named_port(there.map(|(number, _)| number), name, protocol)
     }
 
     fn segment(
@@ -121,7 +101,7 @@ impl<'a> NamedPorts<'a> {
         } else {
             rule.to.segments.iter().filter_map(of).collect::<Vec<_>>().join("+")
         };
-        let port = PortRange { protocol: Some(protocol), first: number, last: number };
+        let port = PortRange::one(protocol, number);
         let pods = destination.pods.clone();
         let own = pods.iter().filter(|pod| !self.cluster.pods[**pod].host_network);
         let addresses = own.flat_map(|pod| &self.cluster.pods[*pod].addresses);

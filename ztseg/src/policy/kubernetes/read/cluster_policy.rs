@@ -238,7 +238,7 @@ fn admin_port(cx: &mut Context<'_>, node: &Node) -> Option<Port> {
             let fields = Fields::read(cx, node, &NUMBER, "`{ protocol: TCP, port: 443 }`")?;
             let protocol = port::protocol(cx, &fields);
             let number = port::number(cx, &fields, "port")?;
-            let range = PortRange { protocol: Some(protocol?), first: number, last: number };
+            let range = PortRange::one(protocol?, number);
             Some(Port::Range(range))
         }
         ("portRange", node) => {
@@ -274,7 +274,7 @@ fn cluster_port(cx: &mut Context<'_>, node: &Node) -> Option<Port> {
     match one_of(cx, node, &PORT, EXAMPLE)? {
         ("number", node) => {
             let number = port::one_number(cx, node, "number")?;
-            let range = PortRange { protocol: Some(protocol), first: number, last: number };
+            let range = PortRange::one(protocol, number);
             Some(Port::Range(range))
         }
         (_, node) => {
