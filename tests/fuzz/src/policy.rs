@@ -6,8 +6,7 @@ use ztseg::datapath::Capacity;
 use ztseg::image::Image;
 use ztseg::inventory::Membership;
 use ztseg::judge::{Flow, judge};
-use ztseg::policy::compile::compile;
-use ztseg::policy::kubernetes::placed::memberships;
+use ztseg::policy::compile::{compile, memberships_of};
 use ztseg::policy::oracle::{self, PeerFacts};
 use ztseg::policy::resolved::{Resolved, SegmentId};
 use ztseg::policy::source::Source;
@@ -41,7 +40,7 @@ fn compiled(loaded: &Loaded) {
     let resolved = &loaded.resolved;
     let mut all = workloads(resolved);
     all.extend(
-        memberships(&loaded.pods).into_iter().map(|m| Membership { key: m.key | 1 << 40, ..m }),
+        memberships_of(loaded.sets()).into_iter().map(|m| Membership { key: m.key | 1 << 40, ..m }),
     );
     let Ok(image) = compile(resolved, &all, &Capacity::default()) else { return };
     let outcomes = run_tests(loaded, |test| answer(loaded, &image, test));
@@ -68,7 +67,7 @@ fn answer(loaded: &Loaded, image: &Image, test: &ResolvedTest) -> Answer {
     let flow =
         Flow { from: end(test.from), to: end(test.to), protocol: test.protocol, port: test.port };
     let judgement = judge(resolved, image, jiff::Timestamp::UNIX_EPOCH, &flow)
-        .expect("each segment alone and each pod has classes");
+        .expect("each segment alone, each pod and each workload has classes");
     for end in judgement.ends() {
         let (subject, peer) = match end.direction {
             Direction::Egress => (&flow.from, &flow.to),
